@@ -1,0 +1,33 @@
+"""The errors a user of the trainer can meet; each says what came, what is wanted and what to do."""
+
+
+class TopcoatError(Exception):
+    """Base of every error that the trainer raises on purpose."""
+
+
+class RecipeError(TopcoatError, ValueError):
+    """A recipe or one of its fields cannot be used."""
+
+
+class PictureError(TopcoatError, ValueError):
+    """A picture file cannot be used."""
+
+
+class ContentError(TopcoatError, ValueError):
+    """The folder of photographs cannot be trained on."""
+
+
+class LossWeightsError(TopcoatError, ValueError):
+    """The weights of the loss network are missing, incomplete or not what they should be."""
+
+
+class CheckpointError(TopcoatError, ValueError):
+    """A checkpoint file cannot be read, or cannot be continued."""
+
+
+class OutputError(TopcoatError, OSError):
+    """A result cannot be written where it was asked for."""
+
+
+class DivergenceError(TopcoatError, ArithmeticError):
+    """Training met NaN or infinity more often than it may roll back."""

@@ -1,0 +1,183 @@
+"""The checkpoint file: what training leaves behind, and what export reads.
+
+One dictionary of plain values and tensors, so that ``torch.load(weights_only=True)`` reads it and
+nothing in it can run. Written to a temporary name, flushed to the disk and renamed: a kill, a
+power cut or a full disk at any moment leaves the last complete file.
+"""
+
+import contextlib
+import os
+import pickle
+import tempfile
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from topcoat.train._errors import CheckpointError, OutputError
+from topcoat.train.networks import NETWORKS, FrameNetwork, build_network
+
+FORMAT = "topcoat-checkpoint"
+FORMAT_VERSION = 1
+_REQUIRED = {
+    "task": str,
+    "network": dict,
+    "weights": dict,
+    "recipe": dict,
+    "step": int,
+    "history": list,
+    "style": dict,
+    "versions": dict,
+}
+
+
+@dataclass(kw_only=True)
+class Checkpoint:
+    """A trained, or half-trained, network and everything needed to repeat or continue its run."""
+
+    task: str
+    """``style``."""
+    network: dict[str, Any]
+    """``{"name": "johnson", "settings": {...}}``."""
+    weights: dict[str, Tensor]
+    """The network's state dict, float32, on the CPU."""
+    recipe: dict[str, Any]
+    """The resolved recipe: every field, whether it came from the recipe or the command line."""
+    step: int
+    """Training steps done."""
+    history: list[dict[str, float]] = field(default_factory=list)
+    """One entry per logged step: ``step``, ``total`` and the parts of the loss."""
+    style: dict[str, Any] = field(default_factory=dict)
+    """``name``, ``sha256`` and pixel ``size`` of the style picture."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """Versions of topcoat-train, torch and Python that wrote the file."""
+    state: dict[str, Any] | None = None
+    """Optimiser, random state and targets that only ``--resume`` needs; None in a file to ship."""
+
+    def build_network(self) -> FrameNetwork:
+        """Build the trained network: float32, evaluation mode, on the CPU.
+
+        Raises:
+            CheckpointError: the weights are not those of the network that the file names.
+        """
+        network = build_network(self.network["name"], self.network["settings"])
+        try:
+            network.load_state_dict(self.weights)
+        except RuntimeError as error:
+            first = str(error).splitlines()[1:2]
+            raise CheckpointError(
+                f"the checkpoint's weights do not fit its network {self.network['name']!r} "
+                f"({''.join(first).strip()}); train or export it again"
+            ) from None
+        return network.eval()
+
+
+def save_checkpoint(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> None:
+    """Write a checkpoint so that ``path`` holds either the old file or the complete new one.
+
+    Raises:
+        OutputError: it could not be written (disk full, no permission); ``path`` is untouched.
+    """
+    path = Path(path)
+    content = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        **{name: getattr(checkpoint, name) for name in (*_REQUIRED, "state")},
+    }
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        temporary = Path(name)
+        with os.fdopen(handle, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:  # torch's zip writer raises RuntimeError on a full disk
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
+            raise
+        kept = "; the earlier checkpoint there is kept" if path.exists() else ""
+        reason = getattr(error, "strerror", None) or "the disk is full or went away"
+        raise OutputError(f"cannot write {path}: {reason}{kept}") from None
+
+
+def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """Read a checkpoint; nothing in the file is executed.
+
+    Raises:
+        CheckpointError: no such file, or not a checkpoint of Topcoat's, or one cut short, or one
+            of a newer format.
+    """
+    path = Path(path)
+    if path.is_dir():
+        hint = "; a bundle is already exported" if path.suffix == ".topcoat" else ""
+        raise CheckpointError(f"{path} is a folder, not a checkpoint; give a .pt file{hint}")
+    if not path.exists():
+        raise CheckpointError(f"no checkpoint at {path}; train one with train-style")
+    content = _read(path)
+    if not isinstance(content, Mapping) or content.get("format") != FORMAT:
+        kind = "another project's weights" if isinstance(content, Mapping) else "something else"
+        raise CheckpointError(
+            f"{path} is not a Topcoat checkpoint but {kind}; give a file that train-style wrote"
+        )
+    version = content.get("format_version")
+    if version != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path} has checkpoint format {version!r}, this version reads {FORMAT_VERSION}; "
+            "update topcoat-train"
+        )
+    for name, kind_wanted in _REQUIRED.items():
+        if not isinstance(content.get(name), kind_wanted):
+            raise CheckpointError(
+                f"{path} is damaged: its entry {name!r} is missing or not a {kind_wanted.__name__}; "
+                "use an earlier copy or train again"
+            )
+    checkpoint = Checkpoint(**{name: content.get(name) for name in (*_REQUIRED, "state")})
+    network = checkpoint.network
+    if network.get("name") not in NETWORKS or not isinstance(network.get("settings"), dict):
+        raise CheckpointError(
+            f"{path} names the network {network.get('name')!r}, which this version does not have; "
+            "update topcoat-train"
+        )
+    if not all(isinstance(value, Tensor) for value in checkpoint.weights.values()):
+        raise CheckpointError(f"{path} is damaged: its weights are not tensors; train again")
+    return checkpoint
+
+
+def _read(path: Path) -> object:
+    wanted = "give a file that train-style wrote"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's advice to programmers about foreign files
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "Unsupported" in str(error) or "global" in str(error).lower():
+            raise CheckpointError(
+                f"{path} holds Python objects that would run code when loaded; nothing was run; "
+                f"{wanted}"
+            ) from None
+        raise CheckpointError(f"{path} is not a checkpoint; {wanted}") from None
+    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError):
+        # What torch raises for a truncated zip, for text, for noise: many types, one meaning.
+        raise CheckpointError(f"{path} is not a checkpoint, or was cut short; {wanted}") from None
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}; check the file") from None
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the rename itself survive a power cut, where the system can."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
