@@ -1,0 +1,187 @@
+"""Folders of photographs -> batches, in parallel, the same ones after every restart.
+
+Sample ``i`` of a run is a pure function of (seed, i): which picture, which crop, mirrored or not.
+A resumed run therefore needs no sampler state, and any split over worker processes or devices
+yields the same samples.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from topcoat.train._errors import ContentError, PictureError
+from topcoat.train.pictures import SUFFIXES, open_rgb, resize_shorter_side, to_array
+
+
+def find_pictures(folder: str | os.PathLike[str]) -> list[Path]:
+    """Every jpg, png and webp in a folder tree, sorted by path.
+
+    Raises:
+        ContentError: not a folder, or nothing in it.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        came = "a file" if folder.exists() else "not there"
+        raise ContentError(f"content folder {folder} is {came}; give a folder of photographs")
+    found = sorted(
+        Path(root, name)
+        for root, _, names in os.walk(folder)
+        for name in names
+        if name.lower().endswith(SUFFIXES) and not name.startswith(".")
+    )
+    if not found:
+        raise ContentError(f"no jpg, png or webp below {folder}; give a folder of photographs")
+    return found
+
+
+def fingerprint(pictures: Sequence[Path]) -> str:
+    """Hash of the pictures' names and sizes: tells whether a run goes on with the same photographs."""
+    digest = hashlib.sha256()
+    for path in pictures:
+        digest.update(f"{path.name}:{path.stat().st_size}\n".encode())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One training picture, or what could be had in its place."""
+
+    pixels: Tensor
+    """(crop, crop, 3) uint8."""
+    broken: tuple[str, ...]
+    """Files that were asked for first and could not be used: ``path: reason``."""
+
+
+class Photographs(Dataset[Sample]):
+    """Square training pictures, addressed by their number within the run.
+
+    Args:
+        pictures: the files.
+        crop: side of the square in pixels.
+        fit: ``crop``: shorter side scaled to between 1 and 1.25 times ``crop``, random place,
+            mirrored half of the time; ``squash``: cut to multiples of 16 from the top left, then
+            scaled to the square without regard to aspect, as Johnson's data was made.
+        seed: of the run.
+    """
+
+    def __init__(
+        self, pictures: Sequence[Path], crop: int, fit: Literal["crop", "squash"], seed: int
+    ) -> None:
+        self.pictures = list(pictures)
+        self.crop, self.fit, self.seed = crop, fit, seed
+        self._epoch = -1
+        self._order = np.empty(0, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Sample number ``index`` of the run, counted over all epochs.
+
+        Raises:
+            ContentError: no picture of the folder can be decoded.
+        """
+        count = len(self.pictures)
+        epoch, position = divmod(index, count)
+        if epoch != self._epoch:
+            self._order = np.random.default_rng((self.seed, 0, epoch)).permutation(count)
+            self._epoch = epoch
+        rng = np.random.default_rng((self.seed, 1, index))
+        broken = []
+        for offset in range(count):
+            path = self.pictures[self._order[(position + offset) % count]]
+            try:
+                pixels = to_array(self._cut(open_rgb(path, at_least=self.crop), rng))
+            except PictureError as error:
+                broken.append(str(error))
+                continue
+            return Sample(torch.from_numpy(pixels.copy()), tuple(broken))
+        raise ContentError(f"none of the {count} pictures can be decoded; the last: {broken[-1]}")
+
+    def _cut(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        side = self.crop
+        if self.fit == "squash":
+            width, height = (max(16, length // 16 * 16) for length in image.size)
+            return image.crop((0, 0, width, height)).resize((side, side), Image.Resampling.BICUBIC)
+        scaled = resize_shorter_side(image, round(side * rng.uniform(1.0, 1.25)))
+        left = int(rng.integers(0, scaled.width - side + 1))
+        top = int(rng.integers(0, scaled.height - side + 1))
+        cut = scaled.crop((left, top, left + side, top + side))
+        return cut.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else cut
+
+
+def require_usable(pictures: Sequence[Path], batch: int) -> None:
+    """Check that a batch can be filled, looking at no more files than that takes.
+
+    Raises:
+        ContentError: fewer usable pictures than a batch needs.
+    """
+    usable, reasons = 0, []
+    for path in pictures:
+        try:
+            open_rgb(path, at_least=16)
+        except PictureError as error:
+            reasons.append(str(error))
+        else:
+            usable += 1
+            if usable >= batch:
+                return
+    first = f" (first problem: {reasons[0]})" if reasons else ""
+    raise ContentError(
+        f"{usable} usable of {len(pictures)} pictures, a batch needs {batch}{first}; "
+        f"add photographs or pass --batch {max(1, usable)}"
+    )
+
+
+def batches(
+    dataset: Photographs,
+    steps: range,
+    batch: int,
+    *,
+    workers: int,
+    rank: int = 0,
+    processes: int = 1,
+) -> Iterator[tuple[Tensor, list[str]]]:
+    """Yield this process's share of every step's batch.
+
+    Args:
+        dataset: the photographs.
+        steps: numbers of the steps to run; step ``s`` takes samples ``s*batch … s*batch+batch-1``.
+        batch: pictures per step over all processes; a multiple of ``processes``.
+        workers: decoding processes; 0 decodes in this one.
+        rank: number of this process.
+        processes: how many share the work.
+
+    Yields:
+        (batch/processes, 3, crop, crop) uint8, channels-last in memory, and messages about files
+        that could not be used.
+    """
+    share = batch // processes
+    numbers = [
+        [step * batch + rank * share + i for i in range(share)] for step in steps
+    ]
+    loader = DataLoader(
+        dataset,
+        batch_sampler=numbers,
+        num_workers=workers,
+        collate_fn=_collate,
+        prefetch_factor=4 if workers else None,
+        pin_memory=torch.cuda.is_available(),
+        multiprocessing_context="forkserver" if workers and os.name == "posix" else None,
+    )
+    yield from loader
+
+
+def _collate(samples: list[Sample]) -> tuple[Tensor, list[str]]:
+    pixels = torch.stack([sample.pixels for sample in samples])  # (B, H, W, 3)
+    broken = [message for sample in samples for message in sample.broken]
+    return pixels.permute(0, 3, 1, 2), broken

@@ -1,0 +1,269 @@
+"""The loss network: VGG's convolutions, with the weights that the papers used.
+
+The layers are built here rather than taken from torchvision: they are one line of channel counts,
+and torchvision's wheel loads only beside the exact build of torch that it was compiled with, which
+on a machine without a GPU is several gigabytes of CUDA. The parameter names are torchvision's, so
+its weight files load, and a test compares the two where torchvision is installed.
+"""
+
+import hashlib
+import os
+import pickle
+import sys
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+from urllib.error import URLError
+
+import torch
+from torch import Tensor, nn
+
+from topcoat.train._errors import LossWeightsError, RecipeError
+
+_BLOCKS = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
+_CHANNELS = (64, 128, 256, 512, 512)
+
+_HUB = "https://download.pytorch.org/models/"
+_HUB_FILE = {
+    # torch.hub checks the file against the start of its SHA-256, the last part of its name.
+    "vgg16": "vgg16_features-amdegroot-88682ab5.pth",  # the original Oxford weights
+    "vgg19": "vgg19-dcbb9e9d.pth",  # trained by torchvision; no Oxford file is published there
+}
+_DOWNLOAD_MIB = {"vgg16": 528, "vgg19": 548}
+_ENVIRONMENT = {"vgg16": "TOPCOAT_VGG16_WEIGHTS", "vgg19": "TOPCOAT_VGG19_WEIGHTS"}
+
+_OXFORD_VGG16 = "ae2da5ecbf928578"
+"""Start of the SHA-256 of ``features.0.weight``: tells the Oxford weights from all others."""
+
+_INPUT = {
+    # mean and standard deviation of RGB in [0, 1]
+    "oxford": ((0.48235, 0.45882, 0.40784), (1 / 255,) * 3),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+
+
+def layer_index(network: str, layer: str) -> int:
+    """Position of a named ReLU in torchvision's ``features``.
+
+    >>> layer_index("vgg16", "relu3_3")
+    15
+
+    Raises:
+        RecipeError: no such network or layer; the message lists the valid ones.
+    """
+    names = layer_names(network)
+    if layer not in names:
+        raise RecipeError(f"{network} has no layer {layer!r}; choose among {', '.join(names)}")
+    return names[layer]
+
+
+def layer_names(network: str) -> dict[str, int]:
+    """Every ReLU of a loss network by the papers' name, with its index in ``features``."""
+    if network not in _BLOCKS:
+        raise RecipeError(f"no loss network {network!r}; choose among {', '.join(_BLOCKS)}")
+    names, index = {}, 0
+    for block, depth in enumerate(_BLOCKS[network], start=1):
+        for conv in range(1, depth + 1):
+            names[f"relu{block}_{conv}"] = index + 1
+            index += 2
+        index += 1  # the pooling
+    return names
+
+
+class LossNetwork(nn.Module):
+    """VGG up to the deepest layer asked for; frozen.
+
+    Args:
+        network: ``vgg16`` or ``vgg19``.
+        layers: names such as ``relu3_3``, in any order.
+        network_input: how the weights want their input: ``oxford`` (RGB, mean subtracted, 0-255)
+            or ``imagenet`` (torchvision's own training).
+
+    Source: Simonyan, Zisserman 2014 (arXiv:1409.1556), configurations D and E.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        network: str,
+        layers: Iterable[str],
+        network_input: Literal["oxford", "imagenet"] = "oxford",
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.taps = {layer_index(network, layer): layer for layer in layers}
+        if not self.taps:
+            raise RecipeError("a loss network needs at least one layer; name one such as relu3_3")
+        mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in _INPUT[network_input])
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("std", std, persistent=False)
+        modules: list[nn.Module] = []
+        inputs = 3
+        for channels, depth in zip(_CHANNELS, _BLOCKS[network], strict=True):
+            for _ in range(depth):
+                modules += [nn.Conv2d(inputs, channels, 3, padding=1), nn.ReLU()]
+                inputs = channels
+            modules.append(nn.MaxPool2d(2))
+        self.features = nn.Sequential(*modules[: max(self.taps) + 1])
+        self.requires_grad_(False)
+        self.eval()
+
+    def forward(self, frame: Tensor, until: str | None = None) -> dict[str, Tensor]:
+        """(B, 3, H, W) RGB in [0, 1] -> {layer: (B, C, H', W')}, after the ReLU.
+
+        With ``until``, stops at that layer and returns it alone.
+        """
+        last = len(self.features) - 1 if until is None else layer_index(self.network, until)
+        x = (frame - self.mean) / self.std
+        found = {}
+        for index, module in enumerate(self.features[: last + 1]):
+            x = module(x)
+            if index in self.taps and until in (None, self.taps[index]):
+                found[self.taps[index]] = x
+        return found
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """Where the loss network's weights were found."""
+
+    path: Path
+    origin: str
+    """``--loss-weights``, the name of the environment variable, ``hub cache`` or ``download``."""
+
+
+def find_loss_weights(network: str, given: str | os.PathLike[str] | None = None) -> WeightsFile:
+    """Find the weight file of a loss network, downloading it as the last resort.
+
+    Looked up in this order: ``given``; ``TOPCOAT_VGG16_WEIGHTS`` (or ``…VGG19…``); the cache of
+    ``torch.hub``; a download into that cache, announced on standard error with its size, checked
+    against its SHA-256. A place that is named but holds no file is an error, not a reason to look
+    at the next.
+
+    Raises:
+        LossWeightsError: a named file does not exist, or the download failed.
+    """
+    layer_names(network)
+    variable = _ENVIRONMENT[network]
+    for origin, value in (("--loss-weights", given), (variable, os.environ.get(variable))):
+        if value:
+            path = Path(value)
+            if not path.is_file():
+                raise LossWeightsError(
+                    f"{origin} names {path}, which is not a file; give {network}'s weights as a "
+                    ".pth file with torchvision's parameter names"
+                )
+            return WeightsFile(path, origin)
+    name = _HUB_FILE[network]
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / name
+    if cached.is_file():
+        return WeightsFile(cached, "hub cache")
+    print(
+        f"downloading the {network} weights, {_DOWNLOAD_MIB[network]} MiB, to {cached} "
+        f"(set {variable} to a file you have to avoid this)",
+        file=sys.stderr,
+    )
+    cached.parent.mkdir(parents=True, exist_ok=True)
+    prefix = Path(name).stem.rsplit("-", 1)[1]
+    try:
+        torch.hub.download_url_to_file(_HUB + name, str(cached), hash_prefix=prefix)
+    except (URLError, OSError, RuntimeError) as error:
+        reason = getattr(error, "reason", None) or error
+        raise LossWeightsError(
+            f"no {network} weights: none given, {variable} is not set, none in {cached.parent}, "
+            f"and the download failed ({reason}); get {name} elsewhere and pass --loss-weights FILE"
+        ) from None
+    return WeightsFile(cached, "download")
+
+
+def load_loss_network(
+    network: str,
+    layers: Sequence[str],
+    weights: str | os.PathLike[str],
+    network_input: Literal["oxford", "imagenet"] = "oxford",
+    recipe_fields: str = "--style-layers or --content-layer",
+) -> LossNetwork:
+    """Build the loss network and fill it from a weight file that may end early.
+
+    Args:
+        network: ``vgg16`` or ``vgg19``.
+        layers: the layers that the losses ask for; the file must reach the deepest of them.
+        weights: a .pth state dict with torchvision's names (``features.0.weight``, …).
+        network_input: see :class:`LossNetwork`.
+        recipe_fields: which settings choose the layers; named in the error.
+
+    Raises:
+        LossWeightsError: not a weight file, layers missing or misshapen, or the original Oxford
+            weights combined with another input convention.
+    """
+    built = LossNetwork(network, layers, network_input)
+    path = Path(weights)
+    state = _read_state(path)
+    wanted = built.state_dict()
+    missing = sorted({int(name.split(".")[1]) for name in wanted if name not in state})
+    if missing:
+        convs = {index - 1: name for name, index in layer_names(network).items()}
+        first = missing[0]
+        absent = [convs[index] for index in missing]
+        lost = [tap for index, tap in sorted(built.taps.items()) if index > first]
+        reaches = [name for index, name in convs.items() if index < first]
+        hint = (
+            f"it ends at {reaches[-1]}: choose layers up to there with {recipe_fields}, "
+            "or give a longer file"
+            if reaches
+            else f"give {network}'s weights with torchvision's parameter names"
+        )
+        raise LossWeightsError(
+            f"{path} lacks the {network} layers {', '.join(absent)}, which {', '.join(lost)} "
+            f"needs; {hint}"
+        )
+    for name, value in wanted.items():
+        if not isinstance(state[name], Tensor) or state[name].shape != value.shape:
+            came = tuple(getattr(state[name], "shape", ()))
+            raise LossWeightsError(
+                f"{path} has {name} of shape {came}, {network} wants {tuple(value.shape)}; "
+                "give the weights of the network that the recipe names"
+            )
+    first_conv = state["features.0.weight"].contiguous().float()
+    digest = hashlib.sha256(first_conv.numpy().tobytes()).hexdigest()
+    if digest.startswith(_OXFORD_VGG16) and network_input != "oxford":
+        raise LossWeightsError(
+            f"{path} holds the original Oxford weights, whose input is not {network_input!r}; "
+            "set --loss-input oxford"
+        )
+    built.load_state_dict({name: state[name] for name in wanted})
+    if not all(torch.isfinite(value).all() for value in built.state_dict().values()):
+        raise LossWeightsError(f"{path} holds NaN or infinity in the layers needed; get it again")
+    return built
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except (
+        OSError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        KeyError,
+        IndexError,
+        TypeError,
+        AttributeError,
+        pickle.UnpicklingError,
+    ):
+        raise LossWeightsError(
+            f"{path} is not a readable weight file (or was cut short, or holds code); "
+            "give a .pth state dict with torchvision's parameter names"
+        ) from None
+    if not isinstance(state, dict):
+        raise LossWeightsError(
+            f"{path} holds a {type(state).__name__}, not a state dict; "
+            "give a .pth state dict with torchvision's parameter names"
+        )
+    return state
