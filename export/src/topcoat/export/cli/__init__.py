@@ -1,1 +1,1 @@
-
+"""The command lines: thin, and quick to answer ``--help``."""

@@ -1,0 +1,25 @@
+"""The errors a user of the exporter can meet; each says what came, what is wanted, what to do."""
+
+
+class TopcoatError(Exception):
+    """Base of every error that the exporter raises on purpose."""
+
+
+class GraphError(TopcoatError, RuntimeError):
+    """A network became a graph that breaks the frame contract: our fault, or a new torch's."""
+
+
+class ParityError(TopcoatError, ValueError):
+    """A comparison was asked for that compares nothing, or things that cannot be compared."""
+
+
+class PhotographError(TopcoatError, ValueError):
+    """There is no usable photograph where one is needed."""
+
+
+class BundleNameError(TopcoatError, ValueError):
+    """A bundle cannot have this name."""
+
+
+class OutputError(TopcoatError, OSError):
+    """A result cannot be written where it was asked for."""
