@@ -49,7 +49,7 @@ class StyleRecipe:
     content_weight: float = _setting(1.0, "weight of the content loss")
     style_weight: float = _setting(10.0, "weight of the style loss")
     strength: float = _setting(1.0, "multiplies the style weight: the knob to turn per picture")
-    tv_weight: float = _setting(1.0, "weight of total variation")
+    tv_weight: float = _setting(10.0, "weight of total variation")
     tv_form: Literal["mean", "paper"] = _setting("mean", "how total variation is summed")
 
     style_size: int = _setting(512, "longer side of the style picture in pixels: sets the stroke size")

@@ -1,1 +1,1 @@
-
+"""Command lines of the trainer: parse first, import torch afterwards."""

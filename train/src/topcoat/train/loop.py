@@ -1,0 +1,474 @@
+"""The training loop that every trainer shares: devices, precision, checkpoints, resume, guard.
+
+What a trainer brings is a network, a function from a batch to a dictionary of losses, and a
+function that draws a preview; see :class:`Task`.
+"""
+
+import contextlib
+import copy
+import math
+import os
+import platform
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from topcoat.train._errors import CheckpointError, DivergenceError, OutputError, RecipeError
+from topcoat.train.checkpoint import Checkpoint, save_checkpoint
+from topcoat.train.data import Photographs, batches
+from topcoat.train.networks import FrameNetwork
+
+MAX_ROLLBACKS = 3
+_SNAPSHOT_EVERY = 50
+_WARM_UP = 20
+
+
+@dataclass(kw_only=True)
+class Task:
+    """What differs between the methods."""
+
+    kind: str
+    """``style``; goes into the checkpoint."""
+    network: FrameNetwork
+    loss: Callable[[FrameNetwork | nn.Module, Tensor], dict[str, Tensor]]
+    """(network, (B, 3, H, W) float in [0, 1]) -> scalars, ``total`` among them."""
+    modules: list[nn.Module]
+    """What ``loss`` holds besides the network; moved to the device with it."""
+    preview: Callable[[FrameNetwork], Image.Image] | None
+    recipe: dict[str, Any]
+    network_entry: dict[str, Any]
+    """``name`` and ``settings`` for the checkpoint."""
+    style: dict[str, Any]
+    state: dict[str, Any]
+    """More that resuming needs: ``content`` (folder), ``content_fingerprint``, targets."""
+
+
+@dataclass(kw_only=True)
+class RunSettings:
+    """How a run is carried out; none of it changes what comes out."""
+
+    output: Path
+    checkpoint_every: int = 250
+    """Steps between checkpoints."""
+    preview_every: int = 250
+    """Steps between preview strips; 0 for none."""
+    log_every: int = 25
+    """Steps between entries of the loss history."""
+    workers: int = 1
+    compile: bool | None = None
+    """None: only where it pays, which is on a GPU and for more than 1000 steps."""
+    tensorboard: Path | None = None
+    keep_state: bool = True
+    """Whether the last checkpoint can be resumed; without, it is a third of the size."""
+    quiet: bool = False
+
+
+@dataclass
+class Outcome:
+    """What a run left behind."""
+
+    checkpoint: Path
+    step: int
+    finished: bool
+    """False if it was interrupted; the checkpoint can be resumed."""
+    images_per_second: float
+    """Median over this part of the run, all processes together."""
+    seconds: float
+    broken: list[str] = field(default_factory=list)
+    """Pictures that could not be used, with reasons."""
+    losses: dict[str, float] = field(default_factory=dict)
+    rollbacks: int = 0
+
+
+def bf16_pays(device: torch.device) -> bool:
+    """Whether the device computes in bfloat16, rather than emulating it."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu":
+        return False
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return False
+    checks = (
+        getattr(torch.cpu, name, lambda: False)
+        for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    )
+    return any(check() for check in checks)
+
+
+def resolve_precision(asked: str, device: torch.device) -> str:
+    """``auto`` -> ``bf16`` or ``fp32``; anything else as asked."""
+    if asked != "auto":
+        return asked
+    return "bf16" if bf16_pays(device) else "fp32"
+
+
+def train(
+    task: Task,
+    dataset: Photographs,
+    settings: RunSettings,
+    *,
+    steps: int,
+    batch: int,
+    learning_rate: float,
+    schedule: str,
+    precision: str,
+    seed: int,
+    resume: Checkpoint | None = None,
+) -> Outcome:
+    """Train a network until ``steps`` steps are done.
+
+    Bit-exact on a CPU: stopped at any checkpoint and resumed, it arrives at the same weights.
+
+    Args:
+        task: network, losses, preview.
+        dataset: the photographs.
+        settings: where to write and how often.
+        steps: total number of optimiser steps, those before a resume included.
+        batch: pictures per step over all processes.
+        learning_rate: Adam's, at its highest.
+        schedule: ``constant`` or ``cosine``.
+        precision: ``auto``, ``fp32`` or ``bf16``.
+        seed: for whatever randomness the losses use.
+        resume: continue from here.
+
+    Raises:
+        RecipeError: the batch cannot be split over the processes.
+        DivergenceError: NaN or infinity came back after every roll-back.
+        OutputError: the last checkpoint could not be written.
+    """
+    accelerator = Accelerator(mixed_precision="no", step_scheduler_with_optimizer=False)
+    rank, processes = accelerator.process_index, accelerator.num_processes
+    if batch % processes:
+        raise RecipeError(
+            f"batch {batch} cannot be split over {processes} processes; "
+            f"pass --batch {math.ceil(batch / processes) * processes}"
+        )
+    device = accelerator.device
+    precision = resolve_precision(precision, device)
+    task.recipe["precision"] = precision
+    torch.manual_seed(seed + rank)
+
+    network = task.network.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    for module in task.modules:
+        module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = torch.optim.Adam(network.parameters(), learning_rate)
+    run = _Run(task, settings, network, optimizer, accelerator)
+    if resume is not None:
+        run.restore(resume)
+    run.snapshot()
+
+    prepared: nn.Module = accelerator.prepare(network)
+    use_compile = settings.compile
+    if use_compile is None:
+        use_compile = device.type == "cuda" and steps - run.step > 1000
+    stepped: nn.Module = torch.compile(prepared) if use_compile else prepared  # type: ignore[assignment]
+
+    if not settings.quiet and accelerator.is_main_process:
+        threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+        print(
+            f"training on {device.type} x {processes}{threads}, {precision}, "
+            f"{'compiled' if use_compile else 'eager'}, from step {run.step} to {steps}",
+            file=sys.stderr,
+        )
+    started = time.perf_counter()
+    durations: list[float] = []
+    interrupt = _Interrupt()
+    bar = tqdm(
+        total=steps,
+        initial=run.step,
+        unit="step",
+        disable=None if accelerator.is_main_process and not settings.quiet else True,
+        dynamic_ncols=True,
+    )
+    losses: dict[str, float] = {}
+    broken: dict[str, None] = {}
+    with interrupt, bar, _tensorboard(settings, accelerator) as scalars:
+        source = batches(
+            dataset,
+            range(run.step, steps),
+            batch,
+            workers=settings.workers,
+            rank=rank,
+            processes=processes,
+        )
+        tick = time.perf_counter()
+        for pixels, messages in source:
+            for message in messages:
+                if message not in broken:
+                    broken[message] = None
+                    tqdm.write(f"skipped {message}", file=sys.stderr)
+            lr = learning_rate * run.lr_factor * _schedule(schedule, run.step, steps)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            frames = pixels.to(device, non_blocking=True).float().div_(255)
+            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+                parts = task.loss(stepped, frames)
+            optimizer.zero_grad(set_to_none=True)
+            accelerator.backward(parts["total"])
+            values = accelerator.reduce(
+                torch.stack([part.detach().float() for part in parts.values()]), "mean"
+            )
+            losses = dict(zip(parts, values.tolist(), strict=True))
+            if not all(map(math.isfinite, losses.values())) or not run.gradients_finite():
+                run.roll_back(losses, lr)
+                run.step += 1
+                bar.update()
+                tick = time.perf_counter()
+                continue
+            optimizer.step()
+            run.step += 1
+            durations.append(time.perf_counter() - tick)  # the wait for the batch included
+            bar.update()
+            bar.set_postfix(
+                {name: f"{value:.4g}" for name, value in losses.items()}
+                | {"images/s": f"{batch / durations[-1]:.1f}"}
+            )
+            if run.step % settings.log_every == 0 or run.step == steps:
+                run.history.append({"step": run.step, **losses, "learning_rate": lr})
+                if scalars is not None:
+                    for name, value in {**losses, "learning_rate": lr}.items():
+                        scalars(name, value, run.step)
+                if bar.disable and not settings.quiet and accelerator.is_main_process:
+                    _log_line(run.step, steps, losses, batch / durations[-1], durations)
+            if run.step % _SNAPSHOT_EVERY == 0:
+                run.snapshot()
+            if accelerator.is_main_process:
+                if settings.preview_every and run.step % settings.preview_every == 0:
+                    run.preview()
+                if run.step % settings.checkpoint_every == 0 and run.step < steps:
+                    run.save_or_warn()
+            if interrupt.agreed(accelerator):
+                break
+            tick = time.perf_counter()
+    finished = run.step >= steps
+    if accelerator.is_main_process:
+        if finished and settings.preview_every and run.step % settings.preview_every:
+            run.preview()
+        run.save(with_state=settings.keep_state or not finished)
+    accelerator.wait_for_everyone()
+    typical = sorted(durations)[len(durations) // 2] if durations else float("nan")
+    return Outcome(
+        checkpoint=settings.output,
+        step=run.step,
+        finished=finished,
+        images_per_second=batch / typical,
+        seconds=time.perf_counter() - started,
+        broken=list(broken),
+        losses=losses,
+        rollbacks=run.rollbacks,
+    )
+
+
+def _schedule(kind: str, step: int, steps: int) -> float:
+    """Share of the highest learning rate at a step."""
+    if kind == "constant":
+        return 1.0
+    warm = min(1.0, (step + 1) / min(_WARM_UP, steps))
+    return warm * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+def _log_line(
+    step: int, steps: int, losses: dict[str, float], rate: float, durations: list[float]
+) -> None:
+    """Progress where there is no terminal to draw a bar on."""
+    recent = durations[-50:]
+    seconds = (steps - step) * sum(recent) / len(recent)
+    left = f"{seconds / 60:.0f} min" if seconds > 120 else f"{seconds:.0f} s"
+    parts = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
+    print(
+        f"step {step}/{steps}: {parts}; {rate:.1f} images/s, {left} left",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+class _Run:
+    """The state that a checkpoint holds, and the moves between states."""
+
+    def __init__(
+        self,
+        task: Task,
+        settings: RunSettings,
+        network: FrameNetwork,
+        optimizer: torch.optim.Optimizer,
+        accelerator: Accelerator,
+    ) -> None:
+        self.task, self.settings, self.network = task, settings, network
+        self.optimizer, self.accelerator = optimizer, accelerator
+        self.step = 0
+        self.lr_factor = 1.0
+        self.rollbacks = 0
+        self.history: list[dict[str, float]] = []
+        self._good: dict[str, Any] = {}
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        state = checkpoint.state
+        if state is None:
+            raise CheckpointError(
+                "this checkpoint was made to ship and holds no optimiser state, so it cannot be "
+                "resumed; resume one that train-style wrote without --drop-state"
+            )
+        self.network.load_state_dict(checkpoint.weights)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.history = checkpoint.step, list(checkpoint.history)
+        self.lr_factor, self.rollbacks = state["lr_factor"], state["rollbacks"]
+        torch.set_rng_state(state["rng"])
+
+    def gradients_finite(self) -> bool:
+        norms = torch._foreach_norm([p.grad for p in self.network.parameters() if p.grad is not None])
+        return bool(torch.isfinite(torch.stack(list(norms))).all())
+
+    def snapshot(self) -> None:
+        """Remember this state as good, in memory."""
+        if not all(bool(torch.isfinite(p).all()) for p in self.network.parameters()):
+            return
+        self._good = {
+            "network": copy.deepcopy(self.network.state_dict()),
+            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
+            "history": len(self.history),
+        }
+
+    def roll_back(self, losses: dict[str, float], lr: float) -> None:
+        """Return to the last good weights with half the learning rate.
+
+        The step count runs on: the pictures that led here are not shown again.
+        """
+        self.rollbacks += 1
+        bad = ", ".join(name for name, value in losses.items() if not math.isfinite(value))
+        what = f"{bad} of step {self.step + 1}" if bad else f"a gradient of step {self.step + 1}"
+        if self.rollbacks > MAX_ROLLBACKS:
+            kept = (
+                f"the checkpoint {self.settings.output} is from before"
+                if self.settings.output.exists()
+                else "no checkpoint was written"
+            )
+            raise DivergenceError(
+                f"training diverged: {what} is not finite after {MAX_ROLLBACKS} roll-backs, each "
+                f"with half the learning rate (last {lr:.3g}); {kept}. Try --learning-rate "
+                f"{lr / 4:.2g}, a lower --style-weight, or --precision fp32"
+            )
+        self.lr_factor /= 2
+        self.network.load_state_dict(self._good["network"])
+        self.optimizer.load_state_dict(self._good["optimizer"])
+        tqdm.write(
+            f"{what} is not finite: back to the last good weights with half the learning rate "
+            f"(roll-back {self.rollbacks} of at most {MAX_ROLLBACKS})",
+            file=sys.stderr,
+        )
+
+    def checkpoint(self, *, with_state: bool) -> Checkpoint:
+        weights = {
+            name: value.detach().to("cpu", memory_format=torch.contiguous_format, copy=True)
+            for name, value in self.network.state_dict().items()
+        }
+        state = None
+        if with_state:
+            state = {
+                "optimizer": self.optimizer.state_dict(),
+                "lr_factor": self.lr_factor,
+                "rollbacks": self.rollbacks,
+                "rng": torch.get_rng_state(),
+                **self.task.state,
+            }
+        return Checkpoint(
+            task=self.task.kind,
+            network=self.task.network_entry,
+            weights=weights,
+            recipe=self.task.recipe,
+            step=self.step,
+            history=self.history,
+            style=self.task.style,
+            versions={
+                "topcoat-train": version("topcoat-train"),
+                "torch": str(torch.__version__),
+                "python": platform.python_version(),
+            },
+            state=state,
+        )
+
+    def save(self, *, with_state: bool) -> None:
+        save_checkpoint(self.checkpoint(with_state=with_state), self.settings.output)
+
+    def save_or_warn(self) -> None:
+        """A failed save on the way is not the end: the next may work, and the last one must."""
+        try:
+            self.save(with_state=True)
+        except OutputError as error:
+            tqdm.write(f"warning: {error}; training goes on", file=sys.stderr)
+
+    def preview(self) -> None:
+        """Draw the preview strip of this step."""
+        if self.task.preview is None:
+            return
+        folder = self.settings.output.with_suffix(".preview")
+        self.network.eval()
+        try:
+            with torch.no_grad():
+                strip = self.task.preview(self.network)
+            folder.mkdir(parents=True, exist_ok=True)
+            path = folder / f"step_{self.step:06d}.jpg"
+            temporary = path.with_suffix(".part")
+            strip.save(temporary, "JPEG", quality=92)
+            temporary.replace(path)
+        except OSError as error:
+            tqdm.write(f"warning: no preview written: {error.strerror}", file=sys.stderr)
+        finally:
+            self.network.train()
+
+
+class _Interrupt:
+    """Turn Ctrl-C and SIGTERM into a flag that the loop reads between steps."""
+
+    def __init__(self) -> None:
+        self.seen = False
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "_Interrupt":
+        with contextlib.suppress(ValueError):  # only the main thread may set handlers
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        if self.seen and number == signal.SIGINT:
+            raise KeyboardInterrupt  # asked twice: leave at once, with the last checkpoint
+        self.seen = True
+
+    def agreed(self, accelerator: Accelerator) -> bool:
+        """Whether any process was interrupted: all must leave the loop at the same step."""
+        if accelerator.num_processes == 1:
+            return self.seen
+        flag = torch.tensor(int(self.seen), device=accelerator.device)
+        return bool(accelerator.reduce(flag, "sum").item())
+
+
+@contextlib.contextmanager
+def _tensorboard(
+    settings: RunSettings, accelerator: Accelerator
+) -> Iterator[Callable[[str, float, int], None] | None]:
+    if settings.tensorboard is None or not accelerator.is_main_process:
+        yield None
+        return
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(os.fspath(settings.tensorboard))  # type: ignore[no-untyped-call]
+    try:
+        yield lambda name, value, step: writer.add_scalar(f"train/{name}", value, step)  # type: ignore[no-untyped-call]
+    finally:
+        writer.close()  # type: ignore[no-untyped-call]
