@@ -1,1 +1,65 @@
-"""Topcoat."""
+"""Run a Topcoat bundle on frames.
+
+A frame is uint8, (H, W, 3) or (N, H, W, 3), RGB, C-contiguous::
+
+    import topcoat.runtime as tr
+
+    with tr.open("candy.topcoat") as model:
+        styled = model.process(frame)
+        print(model.explain())
+
+Importing this package loads numpy and nothing else; engines load with the first ``open``.
+"""
+
+from topcoat.runtime._choice import Candidate, Explanation
+from topcoat.runtime._errors import (
+    BackendError,
+    BackendUnavailableError,
+    BundleError,
+    BundleIntegrityError,
+    BundleVersionError,
+    FrameError,
+    MediaError,
+    ModelClosedError,
+    TopcoatError,
+    UnverifiedWarning,
+)
+from topcoat.runtime.bundle import (
+    FileEntry,
+    Manifest,
+    ParityRow,
+    Port,
+    SizeRule,
+    Variant,
+    read_manifest,
+    verify_files,
+)
+from topcoat.runtime.frames import Frame
+from topcoat.runtime.model import Model
+from topcoat.runtime.model import open_model as open
+
+__all__ = [
+    "BackendError",
+    "BackendUnavailableError",
+    "BundleError",
+    "BundleIntegrityError",
+    "BundleVersionError",
+    "Candidate",
+    "Explanation",
+    "FileEntry",
+    "Frame",
+    "FrameError",
+    "Manifest",
+    "MediaError",
+    "Model",
+    "ModelClosedError",
+    "ParityRow",
+    "Port",
+    "SizeRule",
+    "TopcoatError",
+    "UnverifiedWarning",
+    "Variant",
+    "open",
+    "read_manifest",
+    "verify_files",
+]

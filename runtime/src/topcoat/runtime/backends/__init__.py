@@ -1,1 +1,124 @@
+"""The engines that can run a bundle's models, and what each must be able to say and do.
 
+A backend is asked three things, cheapest first: can it work here at all (``missing``), which
+precisions can it compute a model file at (``computes``), and, only when it was chosen or is to be
+timed, to load the model (``load``). A further backend is one module with one such class and one
+line in :func:`all_backends`.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from topcoat.runtime._errors import BackendError
+from topcoat.runtime.bundle import Variant
+from topcoat.runtime.frames import Frame
+
+
+class Session(Protocol):
+    """One model loaded by one backend. A session belongs to one thread at a time."""
+
+    def run(self, source: Frame, result: Frame) -> None:
+        """Run the model on ``source`` and write every element of ``result``.
+
+        Args:
+            source: (N, H, W, C) uint8, C-contiguous; its size follows the bundle's size rule.
+            result: (N, H * scale, W * scale, C) uint8, C-contiguous, writeable, other memory.
+
+        Raises:
+            BackendError: the engine failed; ``result`` then holds nothing useful.
+        """
+
+    def close(self) -> None:
+        """Free the engine's memory; ``run`` must not be called again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compute:
+    """A precision at which a backend can run a model file."""
+
+    compute: str
+    """"fp32", "fp16" or "bf16": the name that parity rows use."""
+    obstacle: str | None = None
+    """Why it cannot be used on this machine, or None."""
+    on_request: str | None = None
+    """Why "auto" leaves it out although it works, or None."""
+
+
+class Backend(Protocol):
+    """An inference engine on one kind of device."""
+
+    @property
+    def name(self) -> str:
+        """The name that parity rows, ``open`` and ``--backend`` use, e.g. "onnxruntime-cpu"."""
+
+    def missing(self) -> str | None:
+        """Return why the backend cannot work here and what to do about it, or None if it can."""
+
+    def computes(self, variant: Variant) -> tuple[Compute, ...]:
+        """Return the precisions at which it can run this file, best first; () if it cannot.
+
+        Only asked when ``missing()`` is None.
+        """
+
+    def version(self) -> str:
+        """Return the engine's version. Only asked when ``missing()`` is None."""
+
+    def load(self, variant: Variant, model: bytes, *, compute: str, threads: int) -> Session:
+        """Load a model from its bytes.
+
+        Raises:
+            BackendError: the engine refuses the model, or would run it on another device than this
+                backend's name says.
+        """
+
+
+def all_backends() -> tuple[Backend, ...]:
+    """Return every backend that this version knows, in order of merit."""
+    from topcoat.runtime.backends.onnxruntime import OnnxRuntimeCpu
+    from topcoat.runtime.backends.openvino import OpenVinoCpu
+
+    return (OpenVinoCpu(), OnnxRuntimeCpu())
+
+
+def find_backend(name: str, backends: tuple[Backend, ...] | None = None) -> Backend:
+    """Return the backend of this name.
+
+    Raises:
+        BackendError: there is none; the text lists the names.
+    """
+    known = all_backends() if backends is None else backends
+    for backend in known:
+        if backend.name == name:
+            return backend
+    raise BackendError(
+        f"backend {name!r} is not known, wanted auto or one of"
+        f" {', '.join(backend.name for backend in known)}"
+    )
+
+
+def default_threads() -> int:
+    """Return how many threads a CPU session gets when the caller does not say.
+
+    One per physical core that this process may use. More only compete for the same arithmetic
+    units, and engines that count for themselves ignore affinity masks and container quotas.
+    """
+    try:
+        logical = len(os.sched_getaffinity(0))
+    except AttributeError:  # not Linux
+        logical = os.cpu_count() or 1
+    smt = Path("/sys/devices/system/cpu/smt/active")
+    try:
+        threads_per_core = 2 if smt.read_text().strip() == "1" else 1
+    except OSError:
+        threads_per_core = 1
+    cores = max(1, logical // threads_per_core)
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        cores = min(cores, max(1, int(quota) // int(period)))
+    except (OSError, ValueError):  # no cgroup v2, or no quota ("max")
+        pass
+    return cores

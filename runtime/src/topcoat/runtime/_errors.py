@@ -1,0 +1,51 @@
+"""Every error that the runtime raises on purpose; each leaf is also the built-in it is like."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from topcoat.runtime._choice import Explanation
+
+
+class TopcoatError(Exception):
+    """Base of every error that topcoat.runtime raises on purpose; its text is one line."""
+
+
+class BundleError(TopcoatError, ValueError):
+    """A bundle cannot be used: not one, bad manifest, a file missing or outside the folder."""
+
+
+class BundleVersionError(BundleError):
+    """A bundle's format version is one that this version of topcoat-runtime cannot read."""
+
+
+class BundleIntegrityError(BundleError):
+    """A file of a bundle is not the file that its manifest describes."""
+
+
+class FrameError(TopcoatError, ValueError):
+    """A frame or an output buffer has a wrong type, shape, layout or size."""
+
+
+class BackendError(TopcoatError, RuntimeError):
+    """A backend cannot be chosen, cannot load a model or failed on a frame."""
+
+    explanation: Explanation | None = None
+    """When nothing could be chosen: every candidate with its reason."""
+
+
+class BackendUnavailableError(BackendError):
+    """The backend that was asked for is not installed, or cannot work on this machine."""
+
+
+class ModelClosedError(TopcoatError, RuntimeError):
+    """A model was used after ``close()``."""
+
+
+class MediaError(TopcoatError, ValueError):
+    """A picture, folder or video cannot be read or written."""
+
+
+class UnverifiedWarning(UserWarning):
+    """A model runs on a backend and precision for which its bundle holds no passed check."""

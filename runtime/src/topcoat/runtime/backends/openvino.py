@@ -1,0 +1,197 @@
+"""OpenVINO on the CPU: an extra, and the faster one where the processor has bf16 arithmetic."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import importlib.util
+import sys
+from typing import Any
+
+import numpy as np
+
+from topcoat.runtime._errors import BackendError
+from topcoat.runtime.backends import Compute
+from topcoat.runtime.bundle import Variant
+from topcoat.runtime.frames import Frame
+
+_PRECISION_HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f32"}
+"""compute -> OpenVINO's INFERENCE_PRECISION_HINT. An fp16 file is widened: arithmetic in f16 takes
+twice as long as in f32 on CPUs that lack it, and 'auto' precision would pick bf16 unasked."""
+
+
+class OpenVinoCpu:
+    """OpenVINO's CPU plugin."""
+
+    name = "openvino-cpu"
+
+    def missing(self) -> str | None:
+        """Return why it cannot work here, or None."""
+        if importlib.util.find_spec("openvino") is None:
+            return "openvino is not installed; pip install 'topcoat-runtime[openvino]'"
+        return None
+
+    def computes(self, variant: Variant) -> tuple[Compute, ...]:
+        """Return bf16 before fp32: of two that work, the one with less arithmetic is faster."""
+        if variant.kind != "onnx":
+            return ()
+        obstacle = None
+        if "BF16" not in _capabilities():
+            obstacle = "this processor has no bf16 arithmetic (avx512_bf16 or amx_bf16)"
+        bf16 = Compute(compute="bf16", obstacle=obstacle)
+        if variant.precision == "bf16":
+            return (bf16,)
+        if variant.precision == "fp16":
+            return (
+                Compute(
+                    compute="fp16",
+                    on_request="fp16 is not faster on a CPU (weights are widened to fp32);"
+                    " only used when asked for with precision fp16",
+                ),
+            )
+        return (bf16, Compute(compute="fp32"))
+
+    def version(self) -> str:
+        """Return openvino's version."""
+        return importlib.metadata.version("openvino")
+
+    def load(
+        self, variant: Variant, model: bytes, *, compute: str, threads: int
+    ) -> OpenVinoSession:
+        """Load the model; see :class:`topcoat.runtime.backends.Backend`."""
+        return OpenVinoSession(variant, model, compute=compute, threads=threads)
+
+
+class OpenVinoSession:
+    """One compiled model whose single request reads and writes the caller's memory."""
+
+    def __init__(self, variant: Variant, model: bytes, *, compute: str, threads: int) -> None:
+        ov = import_openvino()
+        hint = _PRECISION_HINTS[compute]
+        settings = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": hint,
+            "INFERENCE_NUM_THREADS": threads,
+            "NUM_STREAMS": "1",
+            # Pinned threads fight with the host application's for the same cores.
+            "ENABLE_CPU_PINNING": False,
+        }
+        try:
+            core = _core()
+            compiled = core.compile_model(core.read_model(model, b""), "CPU", settings)
+            used = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+        except Exception as error:  # pybind turns its exceptions into several built-ins
+            raise BackendError(
+                f"openvino-cpu cannot load {variant.file}: {_last_line(error)};"
+                " export the bundle again or choose another backend"
+            ) from error
+        if used != hint:
+            raise BackendError(
+                f"openvino-cpu was asked to compute in {hint}, but it chose {used}; report this"
+            )
+        for role, ports, wanted in (
+            ("input", compiled.inputs, variant.input.name),
+            ("output", compiled.outputs, variant.output.name),
+        ):
+            came = [(p.get_names(), p.get_element_type().get_type_name()) for p in ports]
+            if len(came) != 1 or wanted not in came[0][0] or came[0][1] != "u8":
+                raise BackendError(
+                    f"{variant.file} has {role} {came}, manifest.json says {wanted!r} of uint8;"
+                    " export the bundle again"
+                )
+        self._tensor: Any = ov.Tensor
+        self._request: Any = compiled.create_infer_request()
+        self._bound: tuple[object, ...] = ()
+
+    def run(self, source: Frame, result: Frame) -> None:
+        """Run the model straight from ``source`` into ``result``; no copy is made here."""
+        # Binding costs more than comparing: frames usually come in the same buffers.
+        bound = (
+            source.__array_interface__["data"][0],
+            source.shape,
+            result.__array_interface__["data"][0],
+            result.shape,
+        )
+        try:
+            if bound != self._bound:
+                self._bound = ()
+                self._request.set_input_tensor(self._alias(source))
+                self._request.set_output_tensor(self._alias(result))
+                self._bound = bound
+            self._request.infer()
+            written = self._request.get_output_tensor()
+        except Exception as error:  # pybind turns its exceptions into several built-ins
+            self._bound = ()
+            raise BackendError(
+                f"openvino-cpu failed on a frame of shape {source.shape}: {_last_line(error)}"
+            ) from error
+        # A dynamic output that does not fit its tensor is moved elsewhere without a word.
+        if tuple(written.shape) != result.shape or written.data.ctypes.data != bound[2]:
+            self._bound = ()
+            raise BackendError(
+                f"openvino-cpu made an output of shape {tuple(written.shape)} from a frame of shape"
+                f" {source.shape}, wanted {result.shape}; the bundle's size or scale is wrong:"
+                " export it again"
+            )
+
+    def close(self) -> None:
+        """Free the request and the compiled model."""
+        self._request = None
+        self._bound = ()
+
+    def _alias(self, array: Frame) -> Any:  # noqa: ANN401 - an openvino.Tensor
+        # Tensor() refuses read-only memory, which a frame may be; it is only read. The alias also
+        # keeps the caller's array from being held until the next frame.
+        return self._tensor(np.asarray(_Memory(array)), shared_memory=True)
+
+
+class _Memory:
+    """Stand-in for an array's memory that numpy takes for writeable."""
+
+    def __init__(self, array: Frame) -> None:
+        self.__array_interface__ = {
+            "version": 3,
+            "typestr": "|u1",
+            "shape": array.shape,
+            "data": (array.__array_interface__["data"][0], False),
+        }
+
+
+def import_openvino() -> Any:  # noqa: ANN401 - the package has no complete types
+    """Import openvino with its telemetry off.
+
+    ``import openvino`` loads its conversion tool, which writes a client id under ~/intel and sends
+    an event to Google Analytics unless a file there says no (seen with strace, 2026.4). Where
+    openvino_telemetry cannot be imported it uses an empty stand-in of its own, so that package is
+    hidden while openvino is imported. A host application that imported openvino earlier has made
+    its own choice.
+    """
+    if "openvino" in sys.modules:
+        return sys.modules["openvino"]
+    name = "openvino_telemetry"
+    before = sys.modules.get(name)
+    sys.modules[name] = None  # type: ignore[assignment]  # import then raises ModuleNotFoundError
+    try:
+        import openvino
+    finally:
+        if before is None:
+            del sys.modules[name]
+        else:
+            sys.modules[name] = before
+    return openvino
+
+
+@functools.cache
+def _core() -> Any:  # noqa: ANN401 - an openvino.Core
+    return import_openvino().Core()
+
+
+@functools.cache
+def _capabilities() -> tuple[str, ...]:
+    return tuple(_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+
+
+def _last_line(error: BaseException) -> str:
+    """Return the line that says something: OpenVINO's texts begin with its own source lines."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

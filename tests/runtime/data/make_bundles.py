@@ -1,0 +1,212 @@
+"""Write the bundles that the runtime's tests use, a few KB each: python make_bundles.py.
+
+Both models are simple enough that numpy says what they must return (``blocks`` and ``double``
+below), so a test needs no framework to know the right answer. Needs onnx and numpy; the parity
+rows are measured here, by the runtime itself, on every backend that is installed.
+
+blocks.topcoat   scale 1, multiple 4, min 8: the mean of a frame and of its 4x4 blocks. The model
+                 really needs its multiple: other sizes make its last addition fail.
+double.topcoat   scale 2, multiple 1, min 1, max 512: the negative, every pixel four times.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+HERE = Path(__file__).parent
+Frame = npt.NDArray[np.uint8]
+
+
+def blocks(frame: Frame) -> Frame:
+    """Return what blocks.topcoat makes of (N, H, W, 3), H and W multiples of 4."""
+    n, h, w, c = frame.shape
+    mean = frame.reshape(n, h // 4, 4, w // 4, 4, c).astype(np.float64).mean(axis=(2, 4))
+    mixed = (mean.repeat(4, axis=1).repeat(4, axis=2) + frame) / 2
+    return mixed.round().astype(np.uint8)
+
+
+def double(frame: Frame) -> Frame:
+    """Return what double.topcoat makes of (N, H, W, 3)."""
+    return (255 - frame).repeat(2, axis=1).repeat(2, axis=2)
+
+
+def _model(name: str, dtype: int, scale: int) -> bytes:
+    """Return the serialised model; dtype is the type of all arithmetic."""
+    real: Any = np.float16 if dtype == TensorProto.FLOAT16 else np.float32
+    zoom = 4 if name == "blocks" else 2
+    tensors = {
+        "to_unit": np.array(1 / 255, real),
+        "to_byte": np.array(255, real),
+        "low": np.array(0, real),
+        "high": np.array(255, real),
+        "zoom": np.array([1, 1, zoom, zoom], np.float32),
+    }
+    nodes = [
+        helper.make_node("Cast", ["frame"], ["cast"], to=dtype),
+        helper.make_node("Transpose", ["cast"], ["planes"], perm=[0, 3, 1, 2]),
+        helper.make_node("Mul", ["planes", "to_unit"], ["x"]),
+    ]
+    resize = {"mode": "nearest", "nearest_mode": "floor"}
+    resize["coordinate_transformation_mode"] = "asymmetric"
+    if name == "blocks":
+        tensors["mean"] = np.full((3, 1, 4, 4), 1 / 16, real)
+        tensors["half"] = np.array(0.5, real)
+        nodes += [
+            helper.make_node("Conv", ["x", "mean"], ["means"], group=3, strides=[4, 4]),
+            helper.make_node("Resize", ["means", "", "zoom"], ["wide"], **resize),
+            helper.make_node("Add", ["wide", "x"], ["sum"]),
+            helper.make_node("Mul", ["sum", "half"], ["y"]),
+        ]
+    else:
+        tensors["one"] = np.array(1, real)
+        nodes += [
+            helper.make_node("Sub", ["one", "x"], ["negative"]),
+            helper.make_node("Resize", ["negative", "", "zoom"], ["y"], **resize),
+        ]
+    nodes += [
+        helper.make_node("Mul", ["y", "to_byte"], ["bytes"]),
+        helper.make_node("Round", ["bytes"], ["whole"]),
+        helper.make_node("Clip", ["whole", "low", "high"], ["clipped"]),
+        helper.make_node("Transpose", ["clipped"], ["pixels"], perm=[0, 2, 3, 1]),
+        helper.make_node("Cast", ["pixels"], ["styled"], to=TensorProto.UINT8),
+    ]
+    times = "" if scale == 1 else f"{scale}*"
+    graph = helper.make_graph(
+        nodes,
+        name,
+        [
+            helper.make_tensor_value_info(
+                "frame", TensorProto.UINT8, ["batch", "height", "width", 3]
+            )
+        ],
+        [
+            helper.make_tensor_value_info(
+                "styled", TensorProto.UINT8, ["batch", f"{times}height", f"{times}width", 3]
+            )
+        ],
+        [numpy_helper.from_array(value, key) for key, value in tensors.items()],
+    )
+    model = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10, producer_name="topcoat"
+    )
+    onnx.checker.check_model(model, full_check=True)
+    return model.SerializeToString()
+
+
+def _entry(data: bytes) -> dict[str, Any]:
+    return {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+
+
+def write_bundle(name: str, folder: Path) -> None:
+    """Write NAME.topcoat into ``folder`` and measure its parity rows."""
+    scale, size, precisions = {
+        "blocks": (1, {"multiple": 4, "min": 8, "max": None, "pad": "edge"}, ("fp32", "fp16")),
+        "double": (2, {"multiple": 1, "min": 1, "max": 512, "pad": "edge"}, ("fp32",)),
+    }[name]
+    bundle = folder / f"{name}.topcoat"
+    bundle.mkdir(exist_ok=True)
+    card = f"# {name}\n\nA model for the runtime's tests; see make_bundles.py.\n".encode()
+    (bundle / "card.md").write_bytes(card)
+    variants = []
+    for precision in precisions:
+        dtype = TensorProto.FLOAT16 if precision == "fp16" else TensorProto.FLOAT
+        data = _model(name, dtype, scale)
+        (bundle / f"model.{precision}.onnx").write_bytes(data)
+        variants.append(
+            {
+                "file": f"model.{precision}.onnx",
+                **_entry(data),
+                "kind": "onnx",
+                "precision": precision,
+                "opset": 20,
+                "input": {"name": "frame", "dtype": "uint8", "layout": "NHWC"},
+                "output": {"name": "styled", "dtype": "uint8", "layout": "NHWC"},
+                "parity": [],
+            }
+        )
+    manifest: dict[str, Any] = {
+        "format": "topcoat-bundle",
+        "format_version": 1,
+        "name": name,
+        "task": "style" if scale == 1 else "super-resolution",
+        "scale": scale,
+        "channels": 3,
+        "size": size,
+        "made_by": {"onnx": onnx.__version__},
+        "checkpoint": {"recipe": "made by hand", "network": {"name": name, "settings": {}}},
+        "variants": variants,
+        "files": {"card.md": _entry(card)},
+    }
+    _write_manifest(bundle, manifest)
+    for variant in variants:
+        variant["parity"] = _measure(bundle, name, variant["file"])
+    _write_manifest(bundle, manifest)
+
+
+def _write_manifest(bundle: Path, manifest: dict[str, Any]) -> None:
+    text = json.dumps(manifest, indent=2) + "\n"
+    (bundle / "manifest.json").write_text(text, encoding="utf-8")
+
+
+def _measure(bundle: Path, name: str, file: str) -> list[dict[str, Any]]:
+    from topcoat.runtime import read_manifest
+    from topcoat.runtime.backends import all_backends
+    from topcoat.runtime.bundle import read_model
+
+    manifest = read_manifest(bundle)
+    variant = next(v for v in manifest.variants if v.file == file)
+    frame = np.random.default_rng(0).integers(0, 256, (2, 64, 96, 3), np.uint8)
+    # Smooth, like a photograph: neighbours differ by little.
+    frame = np.sort(np.sort(frame, axis=1), axis=2)
+    wanted = {"blocks": blocks, "double": double}[name](frame)
+    rows = []
+    for backend in all_backends():
+        if backend.missing():
+            continue
+        for offer in backend.computes(variant):
+            if offer.obstacle:
+                continue
+            session = backend.load(
+                variant, read_model(manifest, variant), compute=offer.compute, threads=1
+            )
+            styled = np.empty_like(wanted)
+            session.run(frame, styled)
+            session.close()
+            steps = np.abs(styled.astype(int) - wanted)
+            noise = float(np.mean(np.square(steps, dtype=float)))
+            limit = 1 if offer.compute == "fp32" else 4
+            rows.append(
+                {
+                    "backend": backend.name,
+                    "compute": offer.compute,
+                    "passed": bool(steps.max() <= limit),
+                    "photographs": {
+                        "max_steps": int(steps.max()),
+                        # 99 stands for "no difference": JSON has no infinity.
+                        "psnr_db": round(10 * np.log10(255**2 / noise), 2) if noise else 99.0,
+                        "changed": round(float(np.mean(steps > 0)), 6),
+                        "within_4_steps": float(np.mean(steps <= 4)),
+                    },
+                }
+            )
+    return rows
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as scratch:
+        for bundle_name in ("blocks", "double"):
+            write_bundle(bundle_name, Path(scratch))
+            target = HERE / f"{bundle_name}.topcoat"
+            target.mkdir(exist_ok=True)
+            for path in (Path(scratch) / target.name).iterdir():
+                path.replace(target / path.name)
+            print(f"wrote {target}")
