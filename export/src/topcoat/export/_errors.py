@@ -9,6 +9,10 @@ class GraphError(TopcoatError, RuntimeError):
     """A network became a graph that breaks the frame contract: our fault, or a new torch's."""
 
 
+class WeightsError(TopcoatError, ValueError):
+    """A checkpoint was read, but its weights are not ones that an engine can be made of."""
+
+
 class ParityError(TopcoatError, ValueError):
     """A comparison was asked for that compares nothing, or things that cannot be compared."""
 

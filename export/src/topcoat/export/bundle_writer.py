@@ -1,0 +1,386 @@
+"""Export a checkpoint as a bundle: stage it aside, prove it, and only then put it in place.
+
+Whatever happens on the way (a failed comparison, Ctrl-C, a full disk, a kill), the place asked for
+holds either what was there before or the complete, proved bundle.
+"""
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from PIL import Image
+
+import topcoat.runtime
+from topcoat.export._errors import BundleNameError, OutputError, WeightsError
+from topcoat.export.card import card_markdown
+from topcoat.export.onnx_from_checkpoint import OPSET, Precision, onnx_from_network
+from topcoat.export.parity import (
+    ParityReport,
+    ParityRow,
+    engines_for,
+    measure_parity,
+    reference_frame,
+)
+from topcoat.export.probe_frames import Frame, ProbeFrame, bundled_photographs, probe_frames
+from topcoat.train import Checkpoint
+from topcoat.train.networks import FrameNetwork
+
+FORMAT = "topcoat-bundle"
+FORMAT_VERSION = 1
+GOLDEN_SIZE = (192, 256)
+"""Height and width of the golden pair: small, and no multiple of it is needed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exported:
+    """What an export left behind. Truthy when there is a bundle."""
+
+    bundle: Path | None
+    """None if parity failed: then nothing was written but the report."""
+    report_file: Path
+    """parity.json inside the bundle, or ``NAME.parity.json`` beside the place it did not get."""
+    report: ParityReport
+    name: str
+
+    def __bool__(self) -> bool:
+        return self.bundle is not None
+
+
+def export_bundle(
+    checkpoint: Checkpoint,
+    output: str | os.PathLike[str],
+    *,
+    name: str | None = None,
+    precisions: Sequence[Precision] = ("fp32",),
+    photos: str | os.PathLike[str] | None = None,
+    checkpoint_sha256: str | None = None,
+    force: bool = False,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Exported:
+    """Turn a checkpoint into a bundle of engines, each compared with the network.
+
+    Args:
+        checkpoint: a trained network.
+        output: the bundle's folder, usually ``NAME.topcoat``.
+        name: what the bundle is called; the folder's name without suffix if None.
+        precisions: ``fp32``, which every CPU backend needs, and ``fp16`` for GPU backends.
+        photos: a folder of photographs to compare on besides the bundled ones.
+        checkpoint_sha256: hash of the checkpoint's file, for the manifest.
+        force: replace a bundle that lies at ``output``; anything else there is never touched.
+        progress: is told, in a few words, what is being done.
+
+    Returns:
+        Where the bundle is and what was measured; falsy, and without a bundle, if an engine that
+        is required differs from the network by more than its gates allow.
+
+    Raises:
+        BundleNameError: the name cannot be a file name.
+        OutputError: something is at ``output`` that may not be replaced, or it cannot be written.
+        PhotographError: ``photos`` has no readable photograph.
+        WeightsError: the weights hold NaN or infinity.
+        topcoat.train.CheckpointError: the weights do not fit the network.
+    """
+    if "fp32" not in precisions:
+        raise ValueError(f"precisions must contain fp32, got {tuple(precisions)}; CPUs run that")
+    place = Path(output).absolute()
+    name = checked_name(name if name is not None else place.name.removesuffix(".topcoat"))
+    if place.is_symlink():
+        place = place.resolve()
+    _check_place(place, force=force)
+    network = checkpoint.build_network()
+    _check_weights(network)
+    frames = probe_frames(network.size_min, photos)
+
+    with _staged(place) as stage:
+        files: dict[str, str] = {}
+        for precision in precisions:
+            files[precision] = f"model.{precision}.onnx"
+            progress(f"ONNX, {precision}, opset {OPSET}")
+            _write_model(
+                stage / files[precision],
+                onnx_from_network(network, precision, task=checkpoint.task),
+            )
+        draft = _manifest(checkpoint, network, name, checkpoint_sha256, stage, files, ())
+        _write_json(stage / "manifest.json", draft)  # so that the runtime can open it at all
+
+        report = measure_parity(stage, network, frames, engines_for(files), progress)
+        if not report:
+            report_file = place.with_name(f"{place.name.removesuffix('.topcoat')}.parity.json")
+            _write_json_atomically(report_file, report.to_json())
+            return Exported(bundle=None, report_file=report_file, report=report, name=name)
+
+        _write_json(stage / "parity.json", report.to_json())
+        _write_golden(stage, network)
+        manifest = _manifest(
+            checkpoint, network, name, checkpoint_sha256, stage, files, report.rows
+        )
+        card = card_markdown(manifest, report, checkpoint)
+        (stage / "card.md").write_text(card, encoding="utf-8")
+        manifest["files"] = {
+            extra: _identity(stage / extra)
+            for extra in ("card.md", "golden_in.png", "golden_out.png", "parity.json")
+        }
+        _write_json(stage / "manifest.json", manifest)
+        topcoat.runtime.verify_files(stage)
+        _put_in_place(stage, place, force=force)
+    return Exported(bundle=place, report_file=place / "parity.json", report=report, name=name)
+
+
+def checked_name(name: str) -> str:
+    """Return a name that can be a file name on every system.
+
+    Raises:
+        BundleNameError: it cannot.
+    """
+    if (
+        not name
+        or name.strip(". ") != name
+        or any(sign in '/\\:*?"<>|' or not sign.isprintable() for sign in name)
+        or len(name.encode()) > 100
+    ):
+        raise BundleNameError(
+            f"a bundle cannot be called {name!r}; use letters, digits, '-', '_' and inner dots"
+        )
+    return name
+
+
+def file_sha256(path: str | os.PathLike[str]) -> str:
+    """Hash a file."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _manifest(
+    checkpoint: Checkpoint,
+    network: FrameNetwork,
+    name: str,
+    checkpoint_sha256: str | None,
+    stage: Path,
+    files: Mapping[str, str],
+    rows: Sequence[ParityRow],
+) -> dict[str, Any]:
+    origin: dict[str, Any] = {
+        "step": checkpoint.step,
+        "recipe": checkpoint.recipe.get("name"),
+        "network": {
+            "name": checkpoint.network["name"],
+            "settings": dict(checkpoint.network["settings"]),
+        },
+    }
+    if checkpoint_sha256 is not None:
+        origin["sha256"] = checkpoint_sha256
+    return {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "name": name,
+        "task": checkpoint.task,
+        "scale": network.scale,
+        "channels": 3,
+        "size": {
+            "multiple": network.size_multiple,
+            "min": network.size_min,
+            "max": None,
+            "pad": "edge",
+        },
+        "made_by": {
+            "topcoat-export": importlib.metadata.version("topcoat-export"),
+            "torch": torch.__version__,
+            "onnx": onnx.__version__,
+        },
+        "checkpoint": origin,
+        "variants": [
+            {
+                "file": file,
+                **_identity(stage / file),
+                "kind": "onnx",
+                "precision": precision,
+                "opset": OPSET,
+                "input": {"name": "frame", "dtype": "uint8", "layout": "NHWC"},
+                "output": {"name": "styled", "dtype": "uint8", "layout": "NHWC"},
+                "parity": [
+                    _parity_entry(row)
+                    for row in rows
+                    if row.engine.file == file and row.status != "not run"
+                ],
+                "parity_not_run": [
+                    {
+                        "backend": row.engine.backend,
+                        "compute": row.engine.compute,
+                        "reason": row.reason,
+                    }
+                    for row in rows
+                    if row.engine.file == file and row.status == "not run"
+                ],
+            }
+            for precision, file in files.items()
+        ],
+        "files": {},
+    }
+
+
+def _parity_entry(row: ParityRow) -> dict[str, Any]:
+    entry: dict[str, Any] = {
+        "backend": row.engine.backend,
+        "compute": row.engine.compute,
+        "passed": bool(row),
+        "photographs": {},
+    }
+    for group, summary in row.groups.items():
+        # A PSNR without difference is infinite, which JSON cannot say: the key is left out.
+        entry[group] = {k: v for k, v in summary.to_json().items() if v is not None}
+    return entry
+
+
+def _check_weights(network: FrameNetwork) -> None:
+    for name, tensor in network.state_dict().items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise WeightsError(
+                f"the checkpoint's weights hold NaN or infinity (in {name}); "
+                "take an earlier checkpoint or train again with a lower learning rate"
+            )
+
+
+def _check_place(place: Path, *, force: bool) -> None:
+    """Refuse early, before minutes of work, what would be refused at the end."""
+    if not place.exists():
+        return
+    if not place.is_dir():
+        raise OutputError(f"{place} is a file; give a folder name such as {place.stem}.topcoat")
+    present = {path.name for path in place.iterdir()}
+    if not present:
+        return
+    own = _files_of_bundle(place)
+    if own is None:
+        raise OutputError(
+            f"{place} exists and is not a bundle, so it is left alone; "
+            f"give another name, such as {place / 'NAME.topcoat'}"
+        )
+    if foreign := sorted(present - own):
+        raise OutputError(
+            f"{place} holds {', '.join(foreign[:3])}, which no export wrote, so it is left alone; "
+            "move that away or give another name"
+        )
+    if not force:
+        raise OutputError(f"{place} is there already; replace it with --force, or give -o")
+
+
+def _files_of_bundle(folder: Path) -> set[str] | None:
+    """Names that a bundle's manifest lists, or None if the folder is no bundle."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        if manifest["format"] != FORMAT:
+            return None
+        models = {variant["file"] for variant in manifest["variants"]}
+        return {"manifest.json", *models, *manifest["files"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+@contextlib.contextmanager
+def _staged(place: Path) -> Iterator[Path]:
+    """A folder beside ``place``, on the same file system, that disappears if it is not used."""
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        stage = Path(tempfile.mkdtemp(prefix=f".{place.name}.", suffix=".part", dir=place.parent))
+    except OSError as error:
+        raise OutputError(
+            f"cannot write to {place.parent}: {error.strerror}; give another place with -o"
+        ) from None
+    try:
+        yield stage
+    except OSError as error:
+        if isinstance(error, OutputError) or error.errno is None:
+            raise
+        raise OutputError(
+            f"cannot write {place}: {error.strerror}; make room or give another place with -o"
+        ) from None
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def _put_in_place(stage: Path, place: Path, *, force: bool) -> None:
+    for path in stage.iterdir():
+        path.chmod(0o644)
+        _sync(path)
+    stage.chmod(0o755)  # mkdtemp's folders are private
+    _sync(stage)
+    _check_place(place, force=force)  # minutes have passed
+    if not place.exists() or not any(place.iterdir()):
+        stage.replace(place)
+    else:
+        # No system renames over a folder that holds something. Killed between the two renames,
+        # the old bundle is whole under its hidden name.
+        old = stage.with_suffix(".old")
+        place.replace(old)
+        try:
+            stage.replace(place)
+        except BaseException:
+            old.replace(place)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+    _sync(place.parent)
+
+
+def _sync(path: Path) -> None:
+    # Some file systems cannot flush a folder; the files themselves are safe then all the same.
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _write_model(path: Path, model: onnx.ModelProto) -> None:
+    path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def _write_golden(stage: Path, network: FrameNetwork) -> None:
+    """A frame and PyTorch's answer to it: what an embedder tests their own code with."""
+    golden = golden_frame(bundled_photographs())
+    Image.fromarray(golden).save(stage / "golden_in.png", optimize=True)
+    Image.fromarray(reference_frame(network, golden)).save(stage / "golden_out.png", optimize=True)
+
+
+def golden_frame(photographs: Sequence[ProbeFrame]) -> Frame:
+    """Reduce the first photograph (the astronaut, in the public domain) to the golden size."""
+    height, width = GOLDEN_SIZE
+    whole = Image.fromarray(photographs[0].frame)
+    share = min(whole.width / width, whole.height / height)
+    box = (0, 0, round(width * share), round(height * share))
+    resized = whole.resize((width, height), Image.Resampling.LANCZOS, box=box)
+    return np.asarray(resized, dtype=np.uint8)
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json_text(content), encoding="utf-8")
+
+
+def json_text(content: Mapping[str, Any]) -> str:
+    """JSON as this project writes it: indented, strict (no NaN), ending in a newline."""
+    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _write_json_atomically(path: Path, content: Mapping[str, Any]) -> None:
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        temporary.write_text(json_text(content), encoding="utf-8")
+        _sync(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _identity(path: Path) -> dict[str, Any]:
+    return {"sha256": file_sha256(path), "bytes": path.stat().st_size}

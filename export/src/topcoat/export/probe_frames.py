@@ -1,0 +1,201 @@
+"""The frames on which an engine is compared with its network.
+
+Three groups, because they ask three questions. ``photographs``: does the engine look the same on
+what people feed it? ``sizes``: do padding, cropping and batching work at odd sizes, at the smallest
+allowed and below? ``synthetic``: what happens on frames that are flat, saturated or as rough as can
+be, where normalisation divides by almost nothing?
+"""
+
+import importlib.util
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from topcoat.export._errors import PhotographError
+
+Frame: TypeAlias = NDArray[np.uint8]
+"""(H, W, 3) or (N, H, W, 3), RGB."""
+Group: TypeAlias = Literal["photographs", "sizes", "synthetic"]
+
+BUNDLED = ("astronaut.png", "coffee.png", "chelsea.png", "rocket.jpg", "motorcycle_left.png")
+"""Photographs that lie inside scikit-image's package: no download. Three have an odd side."""
+LONGEST_SIDE = 1024
+"""A user's larger photographs are reduced to this: the reference runs in PyTorch, in float32."""
+MOST_PHOTOGRAPHS = 16
+"""Of a larger folder, this many are taken, evenly spaced through the sorted names."""
+_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ProbeFrame:
+    """One frame, or one batch of frames, to compare on."""
+
+    name: str
+    group: Group
+    frame: Frame
+
+
+def probe_frames(size_min: int, photos: str | os.PathLike[str] | None = None) -> list[ProbeFrame]:
+    """Collect the frames for one network.
+
+    Args:
+        size_min: the smallest side that the network itself takes; smaller frames are padded to it.
+        photos: a folder of the user's photographs, compared on besides the bundled ones.
+
+    Raises:
+        PhotographError: ``photos`` is not a folder with at least one readable photograph, or
+            scikit-image carries none.
+    """
+    own = user_photographs(photos) if photos is not None else []
+    bundled = bundled_photographs()
+    photographs = [*bundled, *own]
+    return [*photographs, *_sizes(bundled, size_min), *_synthetic(size_min)]
+
+
+def bundled_photographs() -> list[ProbeFrame]:
+    """Read the photographs that scikit-image carries.
+
+    They are read by path: scikit-image's own functions may download what its package lacks.
+
+    Raises:
+        PhotographError: the installed scikit-image has none of them.
+    """
+    spec = importlib.util.find_spec("skimage")
+    folder = Path(spec.origin).parent / "data" if spec and spec.origin else None
+    paths = [folder / name for name in BUNDLED if (folder / name).is_file()] if folder else []
+    if not paths:
+        raise PhotographError(
+            f"scikit-image carries none of {', '.join(BUNDLED)}; install scikit-image>=0.22 again"
+        )
+    return [
+        ProbeFrame(name=path.stem, group="photographs", frame=read_photograph(path))
+        for path in paths
+    ]
+
+
+def user_photographs(folder: str | os.PathLike[str]) -> list[ProbeFrame]:
+    """Read a user's photographs, at most :data:`MOST_PHOTOGRAPHS`, from a folder tree.
+
+    A file that cannot be read is skipped with a warning that names it.
+
+    Raises:
+        PhotographError: no such folder, or no readable photograph in it.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise PhotographError(f"{folder} is not a folder; give a folder of jpg, png or webp files")
+    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES and p.is_file())
+    if len(paths) > MOST_PHOTOGRAPHS:
+        spaced = np.linspace(0, len(paths) - 1, MOST_PHOTOGRAPHS).astype(int)
+        paths = [paths[i] for i in spaced]
+    found = []
+    for path in paths:
+        try:
+            frame = read_photograph(path, LONGEST_SIDE)
+        except PhotographError as error:
+            warnings.warn(f"skipped: {error}", stacklevel=2)
+            continue
+        name = path.relative_to(folder).as_posix()
+        found.append(ProbeFrame(name=name, group="photographs", frame=frame))
+    if not found:
+        raise PhotographError(
+            f"{folder} holds no readable photograph; give a folder of jpg, png or webp files"
+        )
+    return found
+
+
+def read_photograph(path: str | os.PathLike[str], longest: int | None = None) -> Frame:
+    """Read a picture as (H, W, 3) uint8 RGB, upright, reduced to ``longest`` if it is larger.
+
+    Raises:
+        PhotographError: missing, damaged, or no picture.
+    """
+    try:
+        # Pillow warns of very large pictures and refuses enormous ones; the warning alone would
+        # be noise here, where they are reduced anyway.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path) as opened:
+                picture = ImageOps.exif_transpose(opened).convert("RGB")
+    except FileNotFoundError:
+        raise PhotographError(f"no picture at {path}; give a jpg, png or webp file") from None
+    except Exception as error:  # Pillow's readers raise many types on damaged files
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise PhotographError(
+            f"cannot read the picture {path} ({reason}); give a jpg, png or webp file"
+        ) from None
+    if longest is not None and max(picture.size) > longest:
+        picture.thumbnail((longest, longest), Image.Resampling.LANCZOS)
+    return np.array(picture, dtype=np.uint8)
+
+
+def _sizes(photographs: Sequence[ProbeFrame], least: int) -> list[ProbeFrame]:
+    """Cut photographs to awkward sizes: cut, not scaled, so that they keep their sharpness."""
+
+    def cut(index: int, height: int, width: int) -> Frame:
+        whole = photographs[index % len(photographs)].frame
+        top, left = (whole.shape[0] - height) // 2, (whole.shape[1] - width) // 2
+        return np.ascontiguousarray(whole[top : top + height, left : left + width])
+
+    def batch(count: int, height: int, width: int) -> Frame:
+        return np.stack([cut(i, height, width) for i in range(count)])
+
+    # Sizes that differ from a multiple of 4 by 1, 2 and 3 in either direction, the smallest that
+    # the network takes, and below it, down to what is all padding.
+    frames = [
+        cut(0, 97, 131),
+        cut(1, 130, 98),
+        cut(2, 99, 256),
+        cut(3, least, least),
+        cut(0, least, 2 * least + 1),
+        cut(1, least - 1, least + 3),
+        cut(2, max(least // 2, 1), 200),
+        batch(1, 61, 83),
+        batch(2, 120, 160),
+        batch(3, 75, 101),
+    ]
+    return [ProbeFrame(name=_shape(frame), group="sizes", frame=frame) for frame in frames]
+
+
+def _synthetic(least: int) -> list[ProbeFrame]:
+    found = []
+    for height, width in ((128, 192), (67, 89), (least, least)):
+        kinds = synthetic_frames(height, width)
+        found += [
+            ProbeFrame(name=f"{kind} {_shape(frame)}", group="synthetic", frame=frame)
+            for kind, frame in kinds.items()
+        ]
+    batch = np.stack(list(synthetic_frames(64, 64).values()))
+    found.append(ProbeFrame(name=f"all {_shape(batch)}", group="synthetic", frame=batch))
+    pixel = np.full((1, 1, 3), 200, dtype=np.uint8)
+    found.append(ProbeFrame(name="one pixel 1x1", group="synthetic", frame=pixel))
+    return found
+
+
+def synthetic_frames(height: int, width: int) -> dict[str, Frame]:
+    """Draw black, white, noise, a checker of single pixels and a gradient, (H, W, 3) each."""
+    rows, columns = np.indices((height, width))
+    checker = ((rows + columns) % 2 * 255).astype(np.uint8)
+    across = columns * 255 // max(width - 1, 1)
+    down = rows * 255 // max(height - 1, 1)
+    gradient = np.stack([across, down, 255 - across], axis=-1).astype(np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return {
+        "black": np.zeros((height, width, 3), dtype=np.uint8),
+        "white": np.full((height, width, 3), 255, dtype=np.uint8),
+        "noise": noise,
+        "checker": np.repeat(checker[..., None], 3, axis=-1),
+        "gradient": gradient,
+    }
+
+
+def _shape(frame: Frame) -> str:
+    *batch, height, width, _ = frame.shape
+    return f"{height}x{width}" + (f", batch {batch[0]}" if batch else "")
