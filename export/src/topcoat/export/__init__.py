@@ -1,33 +1,43 @@
 """Turn a checkpoint into a bundle of engines, each proved equal to the network.
 
->>> from topcoat.export import export_bundle                              # doctest: +SKIP
->>> from topcoat.train import load_checkpoint                             # doctest: +SKIP
->>> export_bundle(load_checkpoint("candy.pt"), "candy.topcoat").report    # doctest: +SKIP
+::
+
+    from topcoat.export import export_bundle
+    from topcoat.train import load_checkpoint
+
+    exported = export_bundle(load_checkpoint("candy.pt"), "candy.topcoat")
+    print(exported.bundle if exported else exported.report_file)
+
+Names load when they are first used, so that a command line can answer ``--help`` without torch.
 """
 
-from topcoat.export._errors import (
-    BundleNameError,
-    GraphError,
-    OutputError,
-    ParityError,
-    PhotographError,
-    TopcoatError,
-    WeightsError,
-)
-from topcoat.export.bundle_writer import Exported, export_bundle
-from topcoat.export.onnx_from_checkpoint import onnx_from_checkpoint, onnx_from_network
-from topcoat.export.parity import (
-    GATES,
-    Difference,
-    Engine,
-    Gate,
-    ParityReport,
-    ParityRow,
-    difference,
-    engines_for,
-    measure_parity,
-)
-from topcoat.export.probe_frames import ProbeFrame, probe_frames
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from topcoat.export._errors import (
+        BundleNameError,
+        GraphError,
+        OutputError,
+        ParityError,
+        PhotographError,
+        TopcoatError,
+        WeightsError,
+    )
+    from topcoat.export.bundle_writer import Exported, export_bundle
+    from topcoat.export.onnx_from_checkpoint import onnx_from_checkpoint, onnx_from_network
+    from topcoat.export.parity import (
+        GATES,
+        Difference,
+        Engine,
+        Gate,
+        ParityReport,
+        ParityRow,
+        difference,
+        engines_for,
+        measure_parity,
+    )
+    from topcoat.export.probe_frames import ProbeFrame, probe_frames
 
 __all__ = [
     "GATES",
@@ -53,3 +63,44 @@ __all__ = [
     "onnx_from_network",
     "probe_frames",
 ]
+
+_MODULES = {
+    "_errors": (
+        "BundleNameError",
+        "GraphError",
+        "OutputError",
+        "ParityError",
+        "PhotographError",
+        "TopcoatError",
+        "WeightsError",
+    ),
+    "bundle_writer": ("Exported", "export_bundle"),
+    "onnx_from_checkpoint": ("onnx_from_checkpoint", "onnx_from_network"),
+    "parity": (
+        "GATES",
+        "Difference",
+        "Engine",
+        "Gate",
+        "ParityReport",
+        "ParityRow",
+        "difference",
+        "engines_for",
+        "measure_parity",
+    ),
+    "probe_frames": ("ProbeFrame", "probe_frames"),
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    # A function and the module that holds it may share a name (onnx_from_checkpoint): importing
+    # the module sets the attribute to the module, so the right value is written over it.
+    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

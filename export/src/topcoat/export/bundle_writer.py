@@ -100,7 +100,7 @@ def export_bundle(
     _check_place(place, force=force)
     network = checkpoint.build_network()
     _check_weights(network)
-    frames = probe_frames(network.size_min, photos)
+    frames = probe_frames(network.size_min, photos, progress)
 
     with _staged(place) as stage:
         files: dict[str, str] = {}

@@ -9,7 +9,7 @@ be, where normalisation divides by almost nothing?
 import importlib.util
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -42,18 +42,23 @@ class ProbeFrame:
     frame: Frame
 
 
-def probe_frames(size_min: int, photos: str | os.PathLike[str] | None = None) -> list[ProbeFrame]:
+def probe_frames(
+    size_min: int,
+    photos: str | os.PathLike[str] | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> list[ProbeFrame]:
     """Collect the frames for one network.
 
     Args:
         size_min: the smallest side that the network itself takes; smaller frames are padded to it.
         photos: a folder of the user's photographs, compared on besides the bundled ones.
+        progress: is told of every photograph that cannot be read and is skipped.
 
     Raises:
         PhotographError: ``photos`` is not a folder with at least one readable photograph, or
             scikit-image carries none.
     """
-    own = user_photographs(photos) if photos is not None else []
+    own = user_photographs(photos, progress) if photos is not None else []
     bundled = bundled_photographs()
     photographs = [*bundled, *own]
     return [*photographs, *_sizes(bundled, size_min), *_synthetic(size_min)]
@@ -80,10 +85,12 @@ def bundled_photographs() -> list[ProbeFrame]:
     ]
 
 
-def user_photographs(folder: str | os.PathLike[str]) -> list[ProbeFrame]:
+def user_photographs(
+    folder: str | os.PathLike[str], progress: Callable[[str], None] = lambda _: None
+) -> list[ProbeFrame]:
     """Read a user's photographs, at most :data:`MOST_PHOTOGRAPHS`, from a folder tree.
 
-    A file that cannot be read is skipped with a warning that names it.
+    A file that cannot be read is skipped, and ``progress`` is told its name.
 
     Raises:
         PhotographError: no such folder, or no readable photograph in it.
@@ -100,7 +107,7 @@ def user_photographs(folder: str | os.PathLike[str]) -> list[ProbeFrame]:
         try:
             frame = read_photograph(path, LONGEST_SIDE)
         except PhotographError as error:
-            warnings.warn(f"skipped: {error}", stacklevel=2)
+            progress(f"skipped: {error}")
             continue
         name = path.relative_to(folder).as_posix()
         found.append(ProbeFrame(name=name, group="photographs", frame=frame))

@@ -1,0 +1,193 @@
+"""``export-engine``: a checkpoint in, a bundle of engines out, each compared with the network."""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from topcoat.export.bundle_writer import Exported
+
+PROG = "export-engine"
+
+_EPILOG = """\
+examples:
+  export-engine candy.pt
+      write candy.topcoat: a float32 model for CPUs, compared with the network on photographs and
+      on frames that are hard for engines
+  export-engine candy.pt --fp16
+      add a half-precision model for GPUs; compared as well
+  export-engine candy.pt -o shipped/candy-v2.topcoat --photos my_photos/ --force
+      another place; compare on your photographs too; replace the bundle that is there
+
+what is compared:
+  PyTorch in float32 against every engine that the runtime may choose, in 8-bit steps. An engine
+  that misses its gates is not used; if ONNX Runtime misses them, no bundle is written, only
+  NAME.parity.json, and the exit code is 1.
+
+afterwards:
+  topcoat run photo.jpg styled.jpg --model candy.topcoat
+  bench-latency candy.topcoat
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Build the parser."""
+    top = argparse.ArgumentParser(
+        prog=PROG,
+        description="Turn a checkpoint of train-style into a bundle that topcoat.runtime runs, "
+        "and prove that its engines equal the network.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("checkpoint", type=Path, metavar="MODEL.pt", help="what train-style wrote")
+    top.add_argument(
+        "--fp16",
+        action="store_true",
+        help="add model.fp16.onnx for GPU backends: half the size, not faster on CPUs",
+    )
+    top.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="the bundle's folder (default: NAME.topcoat beside the checkpoint)",
+    )
+    top.add_argument(
+        "--name", help="what the bundle is called (default: from DIR, else from MODEL)"
+    )
+    top.add_argument(
+        "--photos",
+        type=Path,
+        metavar="DIR",
+        help="compare on these photographs too (at most 16, reduced to 1024 pixels)",
+    )
+    top.add_argument(
+        "--force", action="store_true", help="replace the bundle that is at DIR; only ever a bundle"
+    )
+    top.add_argument(
+        "--json", action="store_true", help="print the outcome as JSON; progress goes to stderr"
+    )
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
+    args = parser().parse_args(argv)
+    # Everything heavy (torch takes seconds) comes after the arguments were understood.
+    import topcoat.export._errors as ours
+    import topcoat.runtime
+    import topcoat.train
+
+    try:
+        exported = _export(args)
+    except KeyboardInterrupt:
+        return _say("interrupted; nothing was written", 130)
+    except (ours.GraphError, ours.ParityError, topcoat.runtime.TopcoatError) as error:
+        return _say(str(error), 1)
+    except (ours.TopcoatError, topcoat.train.TopcoatError) as error:
+        return _say(str(error), 2)
+    if args.json:
+        print(json.dumps(outcome(exported), indent=1, ensure_ascii=False, allow_nan=False))
+    if not exported:
+        return _say(failure_line(exported), 1)
+    return 0
+
+
+def _export(args: argparse.Namespace) -> "Exported":
+    from topcoat.export.bundle_writer import checked_name, export_bundle, file_sha256
+    from topcoat.train import load_checkpoint
+
+    out = sys.stderr if args.json else sys.stdout
+    started = time.perf_counter()
+
+    def progress(what: str) -> None:
+        print(f"{time.perf_counter() - started:6.1f} s  {what}", file=out, flush=True)
+
+    checkpoint = load_checkpoint(args.checkpoint)
+    default = args.output.absolute().name if args.output is not None else args.checkpoint.stem
+    name = checked_name(args.name if args.name is not None else default.removesuffix(".topcoat"))
+    output = args.output
+    if output is None:
+        output = args.checkpoint.absolute().parent / f"{name}.topcoat"
+    exported = export_bundle(
+        checkpoint,
+        output,
+        name=name,
+        precisions=("fp32", "fp16") if args.fp16 else ("fp32",),
+        photos=args.photos,
+        checkpoint_sha256=file_sha256(args.checkpoint),
+        force=args.force,
+        progress=progress,
+    )
+    progress("done")
+    print(report_text(exported), file=out)
+    return exported
+
+
+def report_text(exported: "Exported") -> str:
+    """The parity table, notes on engines that will not be used, and what to run next."""
+    from topcoat.export.card import parity_table
+
+    lines = ["", *parity_table(exported.report.rows), ""]
+    for row in exported.report.rows:
+        if row.status == "not run":
+            lines.append(f"not run here, so not used by default: {row.engine}: {row.reason}")
+        elif not row and not row.engine.required:
+            missed = "; ".join(row.failures)
+            lines.append(f"will not be used: {row.engine}: {missed}")
+    if exported.bundle is not None:
+        place = _short(exported.bundle)
+        lines += [
+            f"bundle: {place}",
+            "next:",
+            f"  topcoat run photo.jpg styled.jpg --model {place}",
+            f"  bench-latency {place}",
+        ]
+    return "\n".join(lines)
+
+
+def failure_line(exported: "Exported") -> str:
+    """One line for an export that parity stopped."""
+    missed = "; ".join(
+        f"{row.engine}: {', '.join(row.failures) or row.reason}"
+        for row in exported.report.rows
+        if row.engine.required and not row
+    )
+    return (
+        f"{exported.name} differs from its network ({missed}); nothing was written but "
+        f"{_short(exported.report_file)}: see docs/export.md, section 'When parity fails'"
+    )
+
+
+def outcome(exported: "Exported") -> dict[str, Any]:
+    """What ``--json`` prints: parity.json without the single frames, and where things are."""
+    report = exported.report.to_json()
+    for row in report["rows"]:
+        del row["frames"]
+    return {
+        "name": exported.name,
+        "bundle": None if exported.bundle is None else str(exported.bundle),
+        "report": str(exported.report_file),
+        **report,
+    }
+
+
+def _short(path: Path) -> str:
+    """The path as a person in this folder would type it."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+def _say(line: str, code: int) -> int:
+    print(f"{PROG}: {line}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
