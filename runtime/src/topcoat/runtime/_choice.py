@@ -294,12 +294,17 @@ class _Explainer:
             + f": {e.candidate.reason}"
             for e in meant
         )
+        advice = ""
+        if self.precision and all(e.candidate.reason.startswith("not asked for") for e in meant):
+            offered = sorted({e.candidate.compute for e in meant if e.candidate.compute})
+            reasons = f"it can be computed at {', '.join(offered) or 'no precision'} here"
+            advice = f"; leave out precision, or export a {self.precision} variant"
         asked = f"backend {self.backend}" + (
             f" at precision {self.precision}" if self.precision else ""
         )
         unavailable = self.backend != "auto" and all(e.source is None for e in meant)
         kind = BackendUnavailableError if unavailable else BackendError
-        error = kind(f"{asked} cannot run {self.manifest.name}: {reasons}")
+        error = kind(f"{asked} cannot run {self.manifest.name}: {reasons}{advice}")
         error.explanation = self.result(found, None)
         return error
 

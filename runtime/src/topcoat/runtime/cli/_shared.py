@@ -1,0 +1,94 @@
+"""What the runtime's command lines have in common: model options, exit codes, warnings."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from topcoat.runtime._errors import TopcoatError
+
+if TYPE_CHECKING:
+    from topcoat.runtime.model import Model
+
+BACKEND_NAMES = ("auto", "onnxruntime-cpu", "openvino-cpu")
+PRECISION_NAMES = ("fp32", "bf16", "fp16")
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say how a bundle is opened."""
+    group = parser.add_argument_group("engine")
+    group.add_argument(
+        "--backend",
+        default="auto",
+        choices=BACKEND_NAMES,
+        help="engine; auto times the usable ones and takes the fastest (default: auto)",
+    )
+    group.add_argument(
+        "--precision",
+        choices=PRECISION_NAMES,
+        help="allow only this compute precision (default: fp32 and bf16)",
+    )
+    group.add_argument(
+        "--threads",
+        type=positive,
+        metavar="N",
+        help="CPU threads (default: one per physical core)",
+    )
+    group.add_argument(
+        "--allow-unverified",
+        action="store_true",
+        help="also use an engine whose parity with the trained network was not checked or failed",
+    )
+
+
+def open_model(arguments: argparse.Namespace) -> Model:
+    """Open ``arguments.bundle`` as the model options say."""
+    from topcoat.runtime.model import open_model
+
+    return open_model(
+        arguments.bundle,
+        backend=arguments.backend,
+        precision=arguments.precision,
+        threads=arguments.threads,
+        allow_unverified=arguments.allow_unverified,
+    )
+
+
+def positive(text: str) -> int:
+    """Parse a whole number of at least 1 for argparse."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return value
+
+
+def run(program: str, action: Callable[[], int]) -> int:
+    """Run a command; turn what the user can fix into one line and exit code 2.
+
+    Ctrl-C gives 130, as shells have it. Anything else is our mistake: Python prints where, and the
+    exit code is 1.
+    """
+
+    def show(message: Warning | str, *_: object) -> None:
+        print(f"{program}: warning: {message}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show  # type: ignore[assignment]  # the rest of its arguments is unused
+        try:
+            return action()
+        except TopcoatError as error:
+            print(f"{program}: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print(f"\n{program}: interrupted; no half-written file was left", file=sys.stderr)
+            return 130
+        except BrokenPipeError:
+            # The reader (head, less) has what it wanted; keep Python from complaining at exit.
+            sys.stderr.close()
+            return 0

@@ -1,0 +1,370 @@
+"""The ``topcoat`` command: run a bundle on pictures, folders and videos, and look into it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from topcoat.runtime._errors import BackendError, MediaError
+from topcoat.runtime.cli import _shared
+
+if TYPE_CHECKING:
+    from topcoat.runtime.bundle import Manifest
+    from topcoat.runtime.frames import Frame
+    from topcoat.runtime.model import Model
+
+_DESCRIPTION = "Run a Topcoat bundle on pictures and videos, and say what is in it."
+_EPILOG = """\
+examples:
+  topcoat run photo.jpg styled.jpg --model candy.topcoat      one picture
+  topcoat run photos/ styled/ --model candy.topcoat           every picture below a folder
+  topcoat run clip.mp4 styled.mp4 --model candy.topcoat       a video, its sound kept
+  topcoat info candy.topcoat                                  what the bundle is; checks its hashes
+  topcoat explain candy.topcoat                               which engine runs it here, and why
+
+exit codes: 0 done, 2 something you can fix (one line says what), 1 our mistake, 130 interrupted
+"""
+_RUN_DESCRIPTION = """\
+Run every frame of IN through the bundle and write OUT.
+
+IN is a picture (png, jpg, webp, bmp, tif), a folder of pictures at any depth, or a video (mp4, mov,
+mkv, webm, ...). OUT is of the same sort; folders that are missing are made. Nothing that exists is
+replaced without --force, and IN is never written to.
+
+Pictures: EXIF orientation is applied, transparency kept, grey becomes RGB, other metadata except an
+RGB colour profile is dropped. Folders: the tree is kept; files that are not readable pictures are
+skipped, counted and named at the end. Videos: sound is copied, time stamps are kept, and an odd
+width or height gains one pixel, because yuv420p needs even ones.
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of ``topcoat``."""
+    parser = argparse.ArgumentParser(
+        prog="topcoat",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    run = commands.add_parser(
+        "run",
+        help="run a picture, a folder or a video through a bundle",
+        description=_RUN_DESCRIPTION,
+        epilog="example:\n  topcoat run photo.jpg styled.jpg --model candy.topcoat --threads 2\n",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    run.add_argument("input", metavar="IN", type=Path, help="picture, folder or video")
+    run.add_argument("output", metavar="OUT", type=Path, help="where the result goes")
+    run.add_argument(
+        "--model", dest="bundle", required=True, metavar="B", type=Path, help="bundle NAME.topcoat"
+    )
+    run.add_argument("--force", action="store_true", help="replace files that exist")
+    run.add_argument(
+        "--crf", type=int, default=18, help="video quality, 0 (best) to 51 (default: 18)"
+    )
+    run.add_argument("--quiet", action="store_true", help="no progress, no summary")
+    run.add_argument("--json", action="store_true", help="print the summary as JSON on stdout")
+    _shared.add_model_options(run)
+
+    info = commands.add_parser(
+        "info",
+        help="say what a bundle is, and compare its hashes",
+        description="Say what a bundle is: task, sizes, model files, parity. Compares every hash.",
+        epilog="example:\n  topcoat info candy.topcoat --json | jq .size\n",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    info.add_argument("bundle", metavar="B", type=Path, help="bundle NAME.topcoat")
+    info.add_argument("--json", action="store_true", help="print JSON on stdout")
+
+    explain = commands.add_parser(
+        "explain",
+        help="say which engine would run a bundle here, and why not the others",
+        description="Say which engine and precision would run a bundle here, and why.",
+        epilog="example:\n  topcoat explain candy.topcoat --backend onnxruntime-cpu\n",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    explain.add_argument("bundle", metavar="B", type=Path, help="bundle NAME.topcoat")
+    explain.add_argument("--json", action="store_true", help="print JSON on stdout")
+    _shared.add_model_options(explain)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; see ``topcoat --help``."""
+    arguments = build_parser().parse_args(argv)
+    action = {"run": _run, "info": _info, "explain": _explain}[arguments.command]
+    return _shared.run("topcoat", lambda: action(arguments))
+
+
+# -------------------------------------------------------------------------------------------- run
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    source: Path = arguments.input
+    if not source.exists():
+        raise MediaError(f"{source} does not exist; give a picture, a folder or a video")
+    if not 0 <= arguments.crf <= 51:
+        raise MediaError(f"--crf is {arguments.crf}, wanted 0 to 51")
+    if source.is_dir():
+        summary = _run_folder(arguments)
+    elif _is_video(source):
+        summary = _run_video(arguments)
+    else:
+        summary = _run_picture(arguments)
+    if arguments.json:
+        print(json.dumps(summary, indent=2))
+    return 0
+
+
+def _is_video(path: Path) -> bool:
+    """Decide by the ending, which also decides what an unreadable file is called in the error."""
+    from topcoat.runtime._pictures import PICTURE_SUFFIXES
+    from topcoat.runtime._videos import VIDEO_SUFFIXES
+
+    suffix = path.suffix.lower()
+    if suffix in VIDEO_SUFFIXES:
+        return True
+    if suffix in PICTURE_SUFFIXES:
+        return False
+    raise MediaError(
+        f"{path} ends in {suffix or 'nothing'!r}, wanted a picture ({' '.join(PICTURE_SUFFIXES)}),"
+        f" a video ({' '.join(VIDEO_SUFFIXES)}) or a folder of pictures"
+    )
+
+
+def _run_picture(arguments: argparse.Namespace) -> dict[str, Any]:
+    from topcoat.runtime import _files, _pictures
+
+    source: Path = arguments.input
+    picture = _pictures.read_picture(source)
+    target = arguments.output
+    if not target.is_dir():
+        _pictures.check_picture_target(target, picture)
+    with _shared.open_model(arguments) as model:
+        # Only now: a bundle that cannot be opened must not leave an empty folder behind.
+        target = _files.prepare_output(source, target, force=arguments.force)
+        styled = _style(model, picture)
+        _pictures.write_picture(target, styled)
+        height, width = styled.frame.shape[:2]
+        if not (arguments.quiet or arguments.json):
+            print(f"{target}  {width}x{height}  {_engine(model)}", file=sys.stderr)
+        return {
+            "output": str(target),
+            "width": width,
+            "height": height,
+            **_engine_json(model),
+        }
+
+
+def _style(model: Model, picture: Any) -> Any:  # noqa: ANN401 - _pictures.Picture, imported late
+    import dataclasses
+
+    from topcoat.runtime import _pictures
+
+    frame = model.process(picture.frame)
+    alpha = picture.alpha
+    if alpha is not None:
+        alpha = _pictures.resize_alpha(alpha, *frame.shape[:2])
+    return dataclasses.replace(picture, frame=frame, alpha=alpha)
+
+
+def _run_folder(arguments: argparse.Namespace) -> dict[str, Any]:
+    from topcoat.runtime import _files, _pictures
+    from topcoat.runtime._progress import Progress
+
+    source: Path = arguments.input
+    target: Path = arguments.output
+    _pictures.require_pillow()
+    if target.exists() and not target.is_dir():
+        raise MediaError(f"{target} is a file; IN is a folder, so give a folder as OUT")
+    here, there = source.resolve(), target.resolve()
+    if here == there or here in there.parents or there in here.parents:
+        raise MediaError(
+            f"{target} and {source} are the same folder or one lies in the other; give an OUT apart"
+            " from IN"
+        )
+    pictures = list(_pictures.find_pictures(source))
+    if not pictures:
+        raise MediaError(
+            f"{source} holds no picture ({' '.join(_pictures.PICTURE_SUFFIXES)}); give another IN"
+        )
+    existing = [p for p in pictures if (target / p.relative_to(source)).exists()]
+    if existing and not arguments.force:
+        raise MediaError(
+            f"{target / existing[0].relative_to(source)} and {len(existing) - 1} more of"
+            f" {len(pictures)} exist; pass --force to replace them, or give another OUT"
+        )
+    skipped: list[dict[str, str]] = []
+    with _shared.open_model(arguments) as model:
+        progress = Progress(len(pictures), "pictures", quiet=arguments.quiet or arguments.json)
+        try:
+            for path in pictures:
+                goal = target / path.relative_to(source)
+                try:
+                    picture = _pictures.read_picture(path)
+                    # A JPEG is never transparent, but a file may be another format than its name.
+                    _pictures.check_picture_target(goal, picture)
+                except MediaError as error:
+                    skipped.append({"file": str(path), "reason": str(error)})
+                else:
+                    _files.make_folder(goal.parent)
+                    _pictures.write_picture(goal, _style(model, picture))
+                progress.step()
+        finally:
+            progress.clear()
+        done = len(pictures) - len(skipped)
+        if not (arguments.quiet or arguments.json):
+            print(
+                f"{target}  {done} of {len(pictures)} pictures  {progress.rate:.2f} pictures/s"
+                f"  {_engine(model)}",
+                file=sys.stderr,
+            )
+        if skipped and not arguments.json:
+            print(f"topcoat: skipped {len(skipped)}:", file=sys.stderr)
+            for entry in skipped:
+                print(f"  {entry['reason']}", file=sys.stderr)
+        if not done:
+            raise MediaError(f"{source}: none of its {len(pictures)} pictures could be read")
+        return {
+            "output": str(target),
+            "pictures": done,
+            "skipped": skipped,
+            "seconds": round(progress.seconds, 3),
+            **_engine_json(model),
+        }
+
+
+def _run_video(arguments: argparse.Namespace) -> dict[str, Any]:
+    from topcoat.runtime import _files, _videos
+    from topcoat.runtime._progress import Progress
+
+    source: Path = arguments.input
+    target: Path = arguments.output
+    _videos.require_av()
+    _videos.check_video_target(target / source.name if target.is_dir() else target)
+    with _shared.open_model(arguments) as model:
+        target = _files.prepare_output(source, target, force=arguments.force)
+        progress = Progress(None, "frames", quiet=arguments.quiet or arguments.json)
+        buffer: list[Frame] = []
+
+        def started(total: int | None) -> None:
+            progress.total = total
+
+        def process(frame: Frame) -> Frame:
+            # One output buffer for the whole video; it is encoded before the next frame comes.
+            styled = model.process(frame, out=buffer[0] if buffer else None)
+            buffer[:] = [styled]
+            return styled
+
+        try:
+            report = _videos.process_video(
+                source,
+                target,
+                process,
+                crf=arguments.crf,
+                started=started,
+                advanced=progress.step,
+            )
+        finally:
+            progress.clear()
+        if not (arguments.quiet or arguments.json):
+            sound = f"{report.audio_streams} sound streams copied"
+            print(
+                f"{target}  {report.frames} frames {report.width}x{report.height}  {sound}"
+                f"  {progress.rate:.2f} frames/s  {_engine(model)}",
+                file=sys.stderr,
+            )
+        return {
+            "output": str(target),
+            "frames": report.frames,
+            "width": report.width,
+            "height": report.height,
+            "audio_streams": report.audio_streams,
+            "seconds": round(progress.seconds, 3),
+            **_engine_json(model),
+        }
+
+
+def _engine(model: Model) -> str:
+    chosen = model.explain().chosen
+    assert chosen is not None
+    return f"{chosen.backend} {chosen.compute}"
+
+
+def _engine_json(model: Model) -> dict[str, Any]:
+    chosen = model.explain().chosen
+    assert chosen is not None
+    return {"backend": chosen.backend, "compute": chosen.compute, "verified": chosen.verified}
+
+
+# --------------------------------------------------------------------------------- info, explain
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    from topcoat.runtime.bundle import verify_files
+
+    manifest = verify_files(arguments.bundle)
+    if arguments.json:
+        print(json.dumps(_manifest_json(manifest), indent=2))
+        return 0
+    size = manifest.size
+    limits = f"any, padded to multiples of {size.multiple}" if size.multiple > 1 else "any"
+    limits += f", engine takes {size.min} or more" if size.min > 1 else ""
+    limits += f", at most {size.max}" if size.max is not None else ""
+    total = len(manifest.variants) + len(manifest.files)
+    print(f"{manifest.name}: {manifest.task}, output {manifest.scale}x the input's size")
+    print(f"  frame sizes   {limits}")
+    made_by = ", ".join(f"{name} {version}" for name, version in manifest.made_by.items())
+    print(f"  made by       {made_by or 'not said'}")
+    recipe = manifest.checkpoint.get("recipe", "not said")
+    step = manifest.checkpoint.get("step")
+    print(f"  trained       recipe {recipe}" + (f", {step} steps" if step is not None else ""))
+    for variant in manifest.variants:
+        print(f"  {variant.file:<18} {variant.precision}, {variant.bytes / 1e6:.2f} MB")
+        for row in variant.parity:
+            figures = "  ".join(f"{key} {value:g}" for key, value in row.photographs.items())
+            verdict = "passed" if row.passed else "FAILED"
+            print(f"    {row.backend:<16} {row.compute:<5} {verdict}  {figures}")
+    print(f"  files         {total} of {total} have the hash that manifest.json says")
+    return 0
+
+
+def _manifest_json(manifest: Manifest) -> dict[str, Any]:
+    import dataclasses
+
+    def plain(value: Any) -> Any:  # noqa: ANN401 - any field of a manifest
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        if isinstance(value, tuple):
+            return [plain(item) for item in value]
+        if hasattr(value, "items"):
+            return {key: plain(item) for key, item in value.items()}
+        return str(value) if isinstance(value, Path) else value
+
+    result: dict[str, Any] = plain(manifest)
+    return {**result, "hashes_match": True}
+
+
+def _explain(arguments: argparse.Namespace) -> int:
+    failure: BackendError | None = None
+    try:
+        with _shared.open_model(arguments) as model:
+            explanation = model.explain()
+    except BackendError as error:
+        if error.explanation is None:
+            raise
+        failure, explanation = error, error.explanation
+    print(json.dumps(explanation.to_json(), indent=2) if arguments.json else explanation)
+    if failure is not None:
+        raise failure
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
