@@ -55,8 +55,9 @@ def card_markdown(manifest: Mapping[str, Any], report: ParityReport, checkpoint:
             "",
             "## Parity",
             "",
-            "The same frames through PyTorch (fp32) and through each engine, compared in 8-bit",
-            "steps; the worst frame of each group. Every number is in `parity.json`.",
+            "The same frames through PyTorch (fp32) and through each engine: the largest",
+            "difference in 8-bit steps and the PSNR, in the worst frame of each group. Every",
+            "number is in `parity.json`.",
             "",
             *parity_table(report.rows),
             "",
@@ -83,11 +84,17 @@ def card_markdown(manifest: Mapping[str, Any], report: ParityReport, checkpoint:
 
 def parity_table(rows: Sequence[ParityRow]) -> list[str]:
     """Lines of a Markdown table that is readable in a terminal too."""
-    head = ["Engine", "Compute", "Result", "Photographs", "Odd sizes", "Synthetic"]
-    cells = [
-        head,
-        *([_engine(row), row.engine.compute, row.status, *_numbers(row)] for row in rows),
+    groups = ("photographs", "sizes", "tiny", "synthetic")
+    head = ["Engine", "Result", "Photographs", "Odd sizes", "Tiny", "Synthetic"]
+    body = [
+        [
+            f"{row.engine.backend} {row.engine.compute}",
+            row.status,
+            *(_numbers(row.groups.get(group)) for group in groups),
+        ]
+        for row in rows
     ]
+    cells = [head, *body]
     widths = [max(len(line[i]) for line in cells) for i in range(len(head))]
     lines = [
         "| " + " | ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) + " |"
@@ -97,31 +104,12 @@ def parity_table(rows: Sequence[ParityRow]) -> list[str]:
     return [lines[0], rule, *lines[1:]]
 
 
-def _engine(row: ParityRow) -> str:
-    return f"{row.engine.backend} ({row.engine.file})"
-
-
-def _numbers(row: ParityRow) -> list[str]:
-    groups = row.groups
-    if not groups:
-        return ["–", "–", "–"]
-    photographs = groups["photographs"]
-    return [
-        f"max {_steps(photographs)}, {_decibel(photographs.psnr_db)}, "
-        f"{photographs.changed:.2%} changed",
-        *(
-            f"max {_steps(groups[g])}, {_decibel(groups[g].psnr_db)}" if g in groups else "–"
-            for g in ("sizes", "synthetic")
-        ),
-    ]
-
-
-def _steps(summary: Summary) -> str:
-    return f"{summary.max_steps} step{'' if summary.max_steps == 1 else 's'}"
-
-
-def _decibel(value: float) -> str:
-    return f"{value:.1f} dB" if math.isfinite(value) else "equal"
+def _numbers(summary: Summary | None) -> str:
+    if summary is None:
+        return "–"
+    if not math.isfinite(summary.psnr_db):
+        return "equal"
+    return f"max {summary.max_steps}, {summary.psnr_db:.1f} dB"
 
 
 def _style(style: Mapping[str, Any]) -> str:

@@ -67,16 +67,19 @@ GATES: Mapping[str, Mapping[str, Gate]] = {
     "fp32": {
         "photographs": Gate(max_steps=1, psnr_db=75),
         "sizes": Gate(max_steps=1),
+        "tiny": Gate(max_steps=1),
         "synthetic": Gate(max_steps=2),
     },
     "fp16": {
         "photographs": Gate(max_steps=4, psnr_db=50),
         "sizes": Gate(max_steps=4),
-        "synthetic": Gate(max_steps=8),
+        "tiny": Gate(max_steps=4),
+        "synthetic": Gate(max_steps=16, psnr_db=45),
     },
     "bf16": {
         "photographs": Gate(psnr_db=45, within_4_steps=0.99),
-        "sizes": Gate(psnr_db=35),
+        "sizes": Gate(psnr_db=40, within_4_steps=0.97),
+        "tiny": Gate(psnr_db=20),
         "synthetic": Gate(psnr_db=25),
     },
 }

@@ -1,9 +1,9 @@
 """The frames on which an engine is compared with its network.
 
-Three groups, because they ask three questions. ``photographs``: does the engine look the same on
-what people feed it? ``sizes``: do padding, cropping and batching work at odd sizes, at the smallest
-allowed and below? ``synthetic``: what happens on frames that are flat, saturated or as rough as can
-be, where normalisation divides by almost nothing?
+Four groups, because they ask four questions. ``photographs``: does the engine look the same on what
+people feed it? ``sizes``: do padding, cropping and batching work at odd sizes? ``tiny``: and at the
+smallest size that the network takes, and below it, where a normalisation layer sees a handful of
+values? ``synthetic``: and on frames that are flat, saturated, smooth or as rough as can be?
 """
 
 import importlib.util
@@ -22,7 +22,7 @@ from topcoat.export._errors import PhotographError
 
 Frame: TypeAlias = NDArray[np.uint8]
 """(H, W, 3) or (N, H, W, 3), RGB."""
-Group: TypeAlias = Literal["photographs", "sizes", "synthetic"]
+Group: TypeAlias = Literal["photographs", "sizes", "tiny", "synthetic"]
 
 BUNDLED = ("astronaut.png", "coffee.png", "chelsea.png", "rocket.jpg", "motorcycle_left.png")
 """Photographs that lie inside scikit-image's package: no download. Three have an odd side."""
@@ -154,21 +154,28 @@ def _sizes(photographs: Sequence[ProbeFrame], least: int) -> list[ProbeFrame]:
     def batch(count: int, height: int, width: int) -> Frame:
         return np.stack([cut(i, height, width) for i in range(count)])
 
-    # Sizes that differ from a multiple of 4 by 1, 2 and 3 in either direction, the smallest that
-    # the network takes, and below it, down to what is all padding.
-    frames = [
+    # Sides that differ from a multiple of 4 by 1, 2 and 3.
+    odd = [
         cut(0, 97, 131),
         cut(1, 130, 98),
         cut(2, 99, 256),
-        cut(3, least, least),
-        cut(0, least, 2 * least + 1),
-        cut(1, least - 1, least + 3),
-        cut(2, max(least // 2, 1), 200),
         batch(1, 61, 83),
         batch(2, 120, 160),
         batch(3, 75, 101),
     ]
-    return [ProbeFrame(name=_shape(frame), group="sizes", frame=frame) for frame in frames]
+    tiny = [
+        cut(3, least, least),
+        cut(0, least, 2 * least + 1),
+        cut(1, least - 1, least + 3),
+        cut(2, max(least // 2, 1), 4 * least),
+        cut(0, 1, 1),
+    ]
+    groups: list[tuple[Group, list[Frame]]] = [("sizes", odd), ("tiny", tiny)]
+    return [
+        ProbeFrame(name=_shape(frame), group=group, frame=frame)
+        for group, frames in groups
+        for frame in frames
+    ]
 
 
 def _synthetic(least: int) -> list[ProbeFrame]:
@@ -181,8 +188,6 @@ def _synthetic(least: int) -> list[ProbeFrame]:
         ]
     batch = np.stack(list(synthetic_frames(64, 64).values()))
     found.append(ProbeFrame(name=f"all {_shape(batch)}", group="synthetic", frame=batch))
-    pixel = np.full((1, 1, 3), 200, dtype=np.uint8)
-    found.append(ProbeFrame(name="one pixel 1x1", group="synthetic", frame=pixel))
     return found
 
 
