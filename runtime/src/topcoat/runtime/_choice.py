@@ -135,6 +135,21 @@ def choose(
     return explain.result(found, winner), session
 
 
+def list_candidates(
+    manifest: Manifest,
+    backends: Sequence[Backend],
+    *,
+    precision: str | None = None,
+    allow_unverified: bool = False,
+) -> list[Candidate]:
+    """Return every way to run a bundle here with its verdict, without loading or timing any."""
+    return [
+        entry.candidate
+        for engine in backends
+        for entry in _candidates(manifest, engine, "auto", precision, allow_unverified)
+    ]
+
+
 @dataclass(slots=True)
 class _Entry:
     """A candidate while it is still being judged."""

@@ -67,6 +67,9 @@ class Backend(Protocol):
     def version(self) -> str:
         """Return the engine's version. Only asked when ``missing()`` is None."""
 
+    def start(self) -> None:
+        """Import and start the engine, so that ``load`` then only loads a model."""
+
     def load(self, variant: Variant, model: bytes, *, compute: str, threads: int) -> Session:
         """Load a model from its bytes.
 

@@ -51,6 +51,10 @@ class OnnxRuntimeCpu:
         """Return onnxruntime's version."""
         return importlib.metadata.version("onnxruntime")
 
+    def start(self) -> None:
+        """Import onnxruntime."""
+        import_onnxruntime()
+
     def load(
         self, variant: Variant, model: bytes, *, compute: str, threads: int
     ) -> OnnxRuntimeSession:

@@ -55,6 +55,10 @@ class OpenVinoCpu:
         """Return openvino's version."""
         return importlib.metadata.version("openvino")
 
+    def start(self) -> None:
+        """Import openvino and start its CPU plugin."""
+        _capabilities()
+
     def load(
         self, variant: Variant, model: bytes, *, compute: str, threads: int
     ) -> OpenVinoSession:
