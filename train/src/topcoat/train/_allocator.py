@@ -28,5 +28,10 @@ def keep_freed_memory() -> bool:
     mallopt.argtypes, mallopt.restype = [ctypes.c_int, ctypes.c_int], ctypes.c_int
     # One arena that grows by brk and never shrinks: no mmap for large blocks (threads' arenas
     # could not hold them), no trimming at the top.
-    settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1), (_M_ARENA_MAX, 1), (_M_TOP_PAD, _TOP_PAD))
+    settings = (
+        (_M_MMAP_MAX, 0),
+        (_M_TRIM_THRESHOLD, -1),
+        (_M_ARENA_MAX, 1),
+        (_M_TOP_PAD, _TOP_PAD),
+    )
     return all(mallopt(name, value) == 1 for name, value in settings)

@@ -6,6 +6,7 @@ power cut or a full disk at any moment leaves the last complete file.
 """
 
 import contextlib
+import errno
 import os
 import pickle
 import tempfile
@@ -100,7 +101,10 @@ def save_checkpoint(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> Non
         temporary.chmod(0o644)
         temporary.replace(path)
         _sync_folder(path.parent)
-    except (OSError, RuntimeError) as error:  # torch's zip writer raises RuntimeError on a full disk
+    except (
+        OSError,
+        RuntimeError,
+    ) as error:  # torch's zip writer raises RuntimeError on a full disk
         if temporary is not None:
             temporary.unlink(missing_ok=True)
         if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
@@ -138,10 +142,11 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     for name, kind_wanted in _REQUIRED.items():
         if not isinstance(content.get(name), kind_wanted):
             raise CheckpointError(
-                f"{path} is damaged: its entry {name!r} is missing or not a {kind_wanted.__name__}; "
+                f"{path} is damaged: {name!r} is missing or not a {kind_wanted.__name__}; "
                 "use an earlier copy or train again"
             )
-    checkpoint = Checkpoint(**{name: content.get(name) for name in (*_REQUIRED, "state")})
+    entries: dict[str, Any] = {name: content.get(name) for name in (*_REQUIRED, "state")}
+    checkpoint = Checkpoint(**entries)
     network = checkpoint.network
     if network.get("name") not in NETWORKS or not isinstance(network.get("settings"), dict):
         raise CheckpointError(
@@ -160,16 +165,20 @@ def _read(path: Path) -> object:
             warnings.simplefilter("ignore")  # torch's advice to programmers about foreign files
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "Unsupported" in str(error) or "global" in str(error).lower():
+        with path.open("rb") as file:
+            is_pickle = file.read(2) in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+        if is_pickle or "Unsupported global" in str(error) or "GLOBAL" in str(error):
             raise CheckpointError(
                 f"{path} holds Python objects that would run code when loaded; nothing was run; "
                 f"{wanted}"
             ) from None
-        raise CheckpointError(f"{path} is not a checkpoint; {wanted}") from None
+        raise CheckpointError(f"{path} is not a checkpoint, or was cut short; {wanted}") from None
     except (RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError):
         # What torch raises for a truncated zip, for text, for noise: many types, one meaning.
         raise CheckpointError(f"{path} is not a checkpoint, or was cut short; {wanted}") from None
     except OSError as error:
+        if error.errno == errno.EINVAL:  # a seek to before the start: the end of the zip is gone
+            raise CheckpointError(f"{path} was cut short; {wanted}") from None
         raise CheckpointError(f"cannot read {path}: {error.strerror}; check the file") from None
 
 

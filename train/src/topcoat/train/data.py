@@ -7,6 +7,7 @@ yields the same samples.
 
 import hashlib
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +45,7 @@ def find_pictures(folder: str | os.PathLike[str]) -> list[Path]:
 
 
 def fingerprint(pictures: Sequence[Path]) -> str:
-    """Hash of the pictures' names and sizes: tells whether a run goes on with the same photographs."""
+    """Hash of the pictures' names and sizes: tells whether a run goes on with the same ones."""
     digest = hashlib.sha256()
     for path in pictures:
         digest.update(f"{path.name}:{path.stat().st_size}\n".encode())
@@ -166,9 +167,7 @@ def batches(
         that could not be used.
     """
     share = batch // processes
-    numbers = [
-        [step * batch + rank * share + i for i in range(share)] for step in steps
-    ]
+    numbers = [[step * batch + rank * share + i for i in range(share)] for step in steps]
     loader = DataLoader(
         dataset,
         batch_sampler=numbers,
@@ -177,8 +176,14 @@ def batches(
         prefetch_factor=4 if workers else None,
         pin_memory=torch.cuda.is_available(),
         multiprocessing_context="forkserver" if workers and os.name == "posix" else None,
+        worker_init_fn=_leave_interrupts_to_the_parent,
     )
     yield from loader
+
+
+def _leave_interrupts_to_the_parent(_worker: int) -> None:
+    """Ctrl-C reaches the whole process group; a worker that died of it would fail the last step."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _collate(samples: list[Sample]) -> tuple[Tensor, list[str]]:

@@ -95,7 +95,7 @@ class Outcome:
 def bf16_pays(device: torch.device) -> bool:
     """Whether the device computes in bfloat16, rather than emulating it."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type != "cpu":
         return False
     if platform.machine() not in ("x86_64", "AMD64"):
@@ -104,7 +104,7 @@ def bf16_pays(device: torch.device) -> bool:
         getattr(torch.cpu, name, lambda: False)
         for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     )
-    return any(check() for check in checks)
+    return any(bool(check()) for check in checks)
 
 
 def resolve_precision(asked: str, device: torch.device) -> str:
@@ -148,7 +148,8 @@ def train(
         DivergenceError: NaN or infinity came back after every roll-back.
         OutputError: the last checkpoint could not be written.
     """
-    accelerator = Accelerator(mixed_precision="no", step_scheduler_with_optimizer=False)
+    # Without cpu=True Accelerate does not join torchrun's processes on a machine without a GPU.
+    accelerator = Accelerator(mixed_precision="no", cpu=not torch.accelerator.is_available())
     rank, processes = accelerator.process_index, accelerator.num_processes
     if batch % processes:
         raise RecipeError(
@@ -327,7 +328,9 @@ class _Run:
         torch.set_rng_state(state["rng"])
 
     def gradients_finite(self) -> bool:
-        norms = torch._foreach_norm([p.grad for p in self.network.parameters() if p.grad is not None])
+        norms = torch._foreach_norm(
+            [p.grad for p in self.network.parameters() if p.grad is not None]
+        )
         return bool(torch.isfinite(torch.stack(list(norms))).all())
 
     def snapshot(self) -> None:
@@ -467,8 +470,8 @@ def _tensorboard(
         return
     from torch.utils.tensorboard import SummaryWriter
 
-    writer = SummaryWriter(os.fspath(settings.tensorboard))  # type: ignore[no-untyped-call]
+    writer = SummaryWriter(os.fspath(settings.tensorboard))
     try:
-        yield lambda name, value, step: writer.add_scalar(f"train/{name}", value, step)  # type: ignore[no-untyped-call]
+        yield lambda name, value, step: writer.add_scalar(f"train/{name}", value, step)
     finally:
-        writer.close()  # type: ignore[no-untyped-call]
+        writer.close()

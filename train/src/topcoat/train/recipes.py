@@ -12,6 +12,7 @@ def _setting(default: Any, reason: str) -> Any:  # noqa: ANN401 - a dataclass fi
     """A field with the reason for its existence, which --help and the docs print."""
     return field(default=default, metadata={"reason": reason})
 
+
 def _choices(cls: type) -> dict[str, tuple[str, ...]]:
     """Fields whose value is one of a few words, read off their Literal type."""
     return {
@@ -35,16 +36,20 @@ class StyleRecipe:
     blocks: int = _setting(5, "residual blocks at quarter size")
     norm: Literal["instance", "batch"] = _setting("instance", "normalisation layers")
 
-    loss_network: Literal["vgg16", "vgg19"] = _setting("vgg16", "network whose features are compared")
+    loss_network: Literal["vgg16", "vgg19"] = _setting(
+        "vgg16", "network whose features are compared"
+    )
     loss_input: Literal["oxford", "imagenet"] = _setting(
-        "oxford", "input of the loss weights: oxford (0-255, mean subtracted) or imagenet (torchvision's)"
+        "oxford",
+        "input of the loss weights: oxford (0-255, mean subtracted) or imagenet (torchvision's)",
     )
     content_layer: str = _setting("relu3_3", "layer whose features the output keeps")
     style_layers: tuple[str, ...] = _setting(
         ("relu1_2", "relu2_2", "relu3_3"), "layers whose Gram matrices the output takes on"
     )
     loss_scale: Literal["relative", "absolute"] = _setting(
-        "relative", "relative: errors as shares of the target's energy, so weights carry over between styles"
+        "relative",
+        "relative: errors as shares of the target's energy, so weights carry over between styles",
     )
     content_weight: float = _setting(1.0, "weight of the content loss")
     style_weight: float = _setting(10.0, "weight of the style loss")
@@ -52,10 +57,13 @@ class StyleRecipe:
     tv_weight: float = _setting(10.0, "weight of total variation")
     tv_form: Literal["mean", "paper"] = _setting("mean", "how total variation is summed")
 
-    style_size: int = _setting(512, "longer side of the style picture in pixels: sets the stroke size")
+    style_size: int = _setting(
+        512, "longer side of the style picture in pixels: sets the stroke size"
+    )
     crop: int = _setting(256, "side of the square training pictures in pixels; a multiple of 4")
     fit: Literal["crop", "squash"] = _setting(
-        "crop", "crop: random crop and mirror, aspect kept; squash: whole picture to a square, as published"
+        "crop",
+        "crop: random crop and mirror, aspect kept; squash: whole picture to a square, as in 2016",
     )
 
     steps: int = _setting(4000, "optimiser steps")
@@ -84,9 +92,13 @@ class StyleRecipe:
             if getattr(self, name) < 1:
                 raise RecipeError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.style_size < 64:
-            raise RecipeError(f"style_size must be at least 64 pixels, got {self.style_size}; try 512")
+            raise RecipeError(
+                f"style_size must be at least 64 pixels, got {self.style_size}; try 512"
+            )
         if not 0 < self.learning_rate < 1:
-            raise RecipeError(f"learning_rate must lie in (0, 1), got {self.learning_rate}; try 1e-3")
+            raise RecipeError(
+                f"learning_rate must lie in (0, 1), got {self.learning_rate}; try 1e-3"
+            )
         for name in ("content_weight", "style_weight", "strength", "tv_weight"):
             value = getattr(self, name)
             if not 0 <= value < float("inf"):
@@ -111,7 +123,9 @@ class StyleRecipe:
         known = {entry.name for entry in dataclasses.fields(cls)}
         if unknown := sorted(set(values) - known):
             raise RecipeError(f"unknown recipe field {', '.join(unknown)}; update topcoat-train")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        plain: dict[str, Any]
+        plain = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**plain)
 
     def network_settings(self) -> dict[str, Any]:
         """The part that :func:`topcoat.train.networks.build_network` takes."""

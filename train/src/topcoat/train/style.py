@@ -89,7 +89,7 @@ class StyleRun:
 
 
 def prepare_recipe(run: StyleRun) -> StyleRecipe:
-    """The recipe to run: the checkpoint's when resuming, with only ``steps`` taken from the call."""
+    """The recipe to run: the checkpoint's when resuming, with only ``steps`` from the call."""
     if run.resume is None:
         return run.recipe
     stored = StyleRecipe.from_dict(run.resume.recipe)
@@ -247,7 +247,9 @@ class _Preview:
             probes.append(path)
             break
         self.probes = [
-            resize_shorter_side(open_rgb(path), _PREVIEW_SIDE).crop((0, 0, _PREVIEW_SIDE, _PREVIEW_SIDE))
+            resize_shorter_side(open_rgb(path), _PREVIEW_SIDE).crop(
+                (0, 0, _PREVIEW_SIDE, _PREVIEW_SIDE)
+            )
             for path in probes
         ]
         self.style = None if picture is None else picture.image
@@ -261,7 +263,9 @@ class _Preview:
             thumbnail = self.style.copy()
             thumbnail.thumbnail((side, side))
             sheet.paste(thumbnail, (0, (2 * side + gap - thumbnail.height) // 2))
-            ImageDraw.Draw(sheet).text((2, (2 * side + gap + thumbnail.height) // 2 + 4), "style", "black")
+            ImageDraw.Draw(sheet).text(
+                (2, (2 * side + gap + thumbnail.height) // 2 + 4), "style", "black"
+            )
             left = side + gap
         for probe in self.probes:
             sheet.paste(probe, (left, 0))

@@ -1,4 +1,4 @@
-"""Built-in style pictures, drawn by this module: no file, no licence, the same pixels every time."""
+"""Built-in style pictures, drawn by this module: no file, the same pixels every time."""
 
 import colorsys
 import math
@@ -56,7 +56,8 @@ def _mosaic() -> Image.Image:
     grid = np.stack(np.meshgrid(np.arange(count), np.arange(count)), -1).reshape(-1, 2) * pitch
     points = grid + rng.uniform(-0.34, 0.34, grid.shape) * pitch
     ys, xs = np.mgrid[0:side, 0:side]
-    distance, nearest = cKDTree(points).query(np.stack([xs, ys], -1).reshape(-1, 2), k=2)
+    found = cKDTree(points).query(np.stack([xs, ys], -1).reshape(-1, 2), k=2)
+    distance, nearest = np.asarray(found[0]), np.asarray(found[1])
     tile = nearest[:, 0].reshape(side, side)
     border = (distance[:, 1] - distance[:, 0]).reshape(side, side)
     tone = 0.5 + 0.5 * np.sin(points[:, 0] / 170 + 1.3 * np.sin(points[:, 1] / 210))
@@ -83,7 +84,7 @@ def _swirls() -> Image.Image:
     spins = rng.choice([-1.0, 1.0], 7) * rng.uniform(0.7, 1.3, 7)
     reach = rng.uniform(0.12, 0.24, 7) * side
     tone = _noise(rng, 60, side)
-    for step in range(9000):
+    for _ in range(9000):
         x, y = rng.uniform(-20, side + 20, 2)
         points = []
         for _ in range(int(rng.integers(9, 18))):
@@ -93,13 +94,20 @@ def _swirls() -> Image.Image:
             flow = np.array([(-dy * weight).sum() + 24, (dx * weight).sum() + 9 * math.sin(x / 90)])
             x, y = np.array([x, y]) + 5.0 * flow / (np.linalg.norm(flow) + 1e-9)
         px, py = (int(np.clip(value, 0, side - 1)) for value in points[0])
-        glow = np.exp(-((px - centres[:, 0]) ** 2 + (py - centres[:, 1]) ** 2) / (0.5 * reach**2)).max()
+        glow = np.exp(
+            -((px - centres[:, 0]) ** 2 + (py - centres[:, 1]) ** 2) / (0.5 * reach**2)
+        ).max()
         light = np.clip(0.38 + 0.25 * tone[py, px] + 0.55 * glow + rng.normal(0, 0.10), 0, 1)
         colour = _ramp(
             [(14, 24, 66), (32, 74, 150), (92, 150, 196), (196, 206, 150), (248, 214, 92)],
             np.asarray(light),
         )
-        draw.line(points, fill=tuple(int(c) for c in colour), width=int(rng.integers(5, 11)), joint="curve")
+        draw.line(
+            points,
+            fill=tuple(int(c) for c in colour),
+            width=int(rng.integers(5, 11)),
+            joint="curve",
+        )
     return image
 
 
@@ -111,7 +119,12 @@ def _hatching() -> Image.Image:
     paper = np.array([242, 234, 214]) + 5 * _noise(rng, 3, side)[..., None]
     image = _image(paper)
     draw = ImageDraw.Draw(image)
-    for threshold, angle, spacing in ((0.72, 38, 13), (0.55, -48, 13), (0.42, 4, 12), (0.30, 82, 11)):
+    for threshold, angle, spacing in (
+        (0.72, 38, 13),
+        (0.55, -48, 13),
+        (0.42, 4, 12),
+        (0.30, 82, 11),
+    ):
         direction = np.array([math.cos(math.radians(angle)), math.sin(math.radians(angle))])
         normal = np.array([-direction[1], direction[0]])
         for shift in np.arange(-side, side, spacing):
@@ -141,7 +154,9 @@ def _dots() -> Image.Image:
     draw = ImageDraw.Draw(image)
     hue, light = _noise(rng, 75, side), _noise(rng, 55, side)
     pitch = 15
-    spots = [(x, y) for y in range(0, side + pitch, pitch) for x in range(0, side + pitch, pitch)] * 2
+    spots = [
+        (x, y) for y in range(0, side + pitch, pitch) for x in range(0, side + pitch, pitch)
+    ] * 2
     for number in rng.permutation(len(spots)):
         x, y = np.array(spots[number]) + rng.normal(0, 4, 2)
         px, py = int(np.clip(x, 0, side - 1)), int(np.clip(y, 0, side - 1))

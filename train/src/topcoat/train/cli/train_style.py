@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,7 +38,9 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     run = top.add_argument_group("run")
-    run.add_argument("--style", metavar="PICTURE", help="a picture file, or a name from --list-styles")
+    run.add_argument(
+        "--style", metavar="PICTURE", help="a picture file, or a name from --list-styles"
+    )
     run.add_argument(
         "--content",
         type=Path,
@@ -45,9 +48,15 @@ def parser() -> argparse.ArgumentParser:
         help="folder tree of photographs (jpg, png, webp); without it, the six photographs that "
         "scikit-image carries: for trying out",
     )
-    run.add_argument("--recipe", default=None, metavar="NAME", help="named set of settings (default: modern)")
-    run.add_argument("-o", "--output", type=Path, metavar="FILE", help="checkpoint to write (default: STYLE.pt)")
-    run.add_argument("--resume", type=Path, metavar="FILE", help="continue this checkpoint, bit for bit on a CPU")
+    run.add_argument(
+        "--recipe", default=None, metavar="NAME", help="named set of settings (default: modern)"
+    )
+    run.add_argument(
+        "-o", "--output", type=Path, metavar="FILE", help="checkpoint to write (default: STYLE.pt)"
+    )
+    run.add_argument(
+        "--resume", type=Path, metavar="FILE", help="continue this checkpoint, bit for bit on a CPU"
+    )
     run.add_argument("--force", action="store_true", help="replace an existing checkpoint")
     run.add_argument(
         "--loss-weights",
@@ -55,30 +64,52 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="weights of the loss network; else TOPCOAT_VGG16_WEIGHTS, torch's hub cache, download",
     )
-    run.add_argument("--workers", type=int, default=1, metavar="N", help="picture-decoding processes (default: 1)")
-    run.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
-    run.add_argument("--checkpoint-every", type=int, default=250, metavar="N", help="steps (default: 250)")
     run.add_argument(
-        "--preview-every", type=int, default=250, metavar="N",
+        "--workers",
+        type=int,
+        default=1,
+        metavar="N",
+        help="picture-decoding processes (default: 1)",
+    )
+    run.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
+    run.add_argument(
+        "--checkpoint-every", type=int, default=250, metavar="N", help="steps (default: 250)"
+    )
+    run.add_argument(
+        "--preview-every",
+        type=int,
+        default=250,
+        metavar="N",
         help="steps between pictures in OUTPUT.preview/; 0 for none (default: 250)",
     )
     run.add_argument("--log-every", type=int, default=25, metavar="N", help="steps (default: 25)")
-    run.add_argument("--tensorboard", type=Path, metavar="DIR", help="write scalars for TensorBoard")
     run.add_argument(
-        "--compile", action=argparse.BooleanOptionalAction, default=None,
+        "--tensorboard", type=Path, metavar="DIR", help="write scalars for TensorBoard"
+    )
+    run.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        default=None,
         help="torch.compile; by default only where it pays: on a GPU, for long runs",
     )
     run.add_argument(
-        "--drop-state", action="store_true",
-        help="leave the optimiser out of the finished checkpoint: a third of the size, not resumable",
+        "--drop-state",
+        action="store_true",
+        help="leave the optimiser out of the finished checkpoint: a third of the size, no --resume",
     )
     run.add_argument("--quiet", action="store_true", help="no progress")
-    run.add_argument("--json", action="store_true", help="print the outcome as JSON on standard output")
+    run.add_argument(
+        "--json", action="store_true", help="print the outcome as JSON on standard output"
+    )
 
     show = top.add_argument_group("look")
-    show.add_argument("--list-recipes", action="store_true", help="show the recipes and how they differ")
+    show.add_argument(
+        "--list-recipes", action="store_true", help="show the recipes and how they differ"
+    )
     show.add_argument("--list-styles", action="store_true", help="show the built-in styles")
-    show.add_argument("--show-recipe", action="store_true", help="print the resolved recipe as JSON and stop")
+    show.add_argument(
+        "--show-recipe", action="store_true", help="print the resolved recipe as JSON and stop"
+    )
 
     group = top.add_argument_group("recipe fields", "override single settings of the recipe")
     hints = get_type_hints(StyleRecipe)
@@ -93,9 +124,15 @@ def parser() -> argparse.ArgumentParser:
         if get_args(hint) and not isinstance(default, tuple):
             kwargs["choices"] = get_args(hint)
         elif isinstance(default, tuple):
-            kwargs |= {"type": lambda text: tuple(filter(None, text.split(","))), "metavar": "A,B,…"}
+            kwargs |= {
+                "type": lambda text: tuple(filter(None, text.split(","))),
+                "metavar": "A,B,…",
+            }
         else:
-            kwargs |= {"type": type(default), "metavar": {int: "N", float: "X", str: "NAME"}[type(default)]}
+            kwargs |= {
+                "type": type(default),
+                "metavar": {int: "N", float: "X", str: "NAME"}[type(default)],
+            }
         group.add_argument("--" + entry.name.replace("_", "-"), **kwargs)
     return top
 
@@ -154,10 +191,14 @@ def _train(args: argparse.Namespace, resolved: StyleRecipe) -> int:
         raise RecipeError("no style given; pass --style PICTURE or a name from --list-styles")
     for name in ("checkpoint_every", "log_every"):
         if getattr(args, name) < 1:
-            raise RecipeError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
+            raise RecipeError(
+                f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}"
+            )
     for name in ("workers", "preview_every"):
         if getattr(args, name) < 0:
-            raise RecipeError(f"--{name.replace('_', '-')} must be 0 or more, got {getattr(args, name)}")
+            raise RecipeError(
+                f"--{name.replace('_', '-')} must be 0 or more, got {getattr(args, name)}"
+            )
     if args.threads is not None and args.threads < 1:
         raise RecipeError(f"--threads must be at least 1, got {args.threads}")
     output = args.output or args.resume or Path(Path(args.style).stem + ".pt")
@@ -184,7 +225,7 @@ def _train(args: argparse.Namespace, resolved: StyleRecipe) -> int:
     if checkpoint is not None and args.steps is None:
         steps = int(checkpoint.recipe.get("steps", resolved.steps))
         resolved = dataclasses.replace(resolved, steps=steps)
-    if args.content is None and checkpoint is None and not args.quiet:
+    if args.content is None and checkpoint is None and not args.quiet and _is_main_process():
         print(
             "no --content: training on the six photographs of scikit-image, which is enough to "
             "try things out and too few for a good network",
@@ -214,9 +255,7 @@ def _train(args: argparse.Namespace, resolved: StyleRecipe) -> int:
 
 
 def _report(args: argparse.Namespace, outcome: Any) -> int:  # noqa: ANN401 - loop.Outcome; torch is not imported here
-    import os
-
-    if int(os.environ.get("RANK", "0")) != 0:
+    if not _is_main_process():
         return 0 if outcome.finished else 130
     if args.json:
         print(json.dumps(dataclasses.asdict(outcome), default=str, indent=2))
@@ -238,6 +277,11 @@ def _report(args: argparse.Namespace, outcome: Any) -> int:  # noqa: ANN401 - lo
     return 130
 
 
+def _is_main_process() -> bool:
+    """Of those that torchrun started; without it there is only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _recipe_table() -> str:
     """Every field of every recipe, and a mark where they differ."""
     names = list(RECIPES)
@@ -251,7 +295,10 @@ def _recipe_table() -> str:
         for name in names:
             value = rows[name][field_name]
             cells.append(f"{','.join(value) if isinstance(value, list) else value!s:32}")
-        lines.append(f"{'*' if field_name in differing else ' '} {field_name:16}" + "".join(f"{c:32}" for c in cells).rstrip())
+        lines.append(
+            f"{'*' if field_name in differing else ' '} {field_name:16}"
+            + "".join(f"{c:32}" for c in cells).rstrip()
+        )
     lines.append("* differs; any field can be overridden, --style-weight 20 for example")
     return "\n".join(lines)
 

@@ -30,7 +30,9 @@ def content_loss(
     1.0
     """
     if features.shape != target.shape:
-        raise ValueError(f"features {tuple(features.shape)} and target {tuple(target.shape)} differ")
+        raise ValueError(
+            f"features {tuple(features.shape)} and target {tuple(target.shape)} differ"
+        )
     with torch.autocast(features.device.type, enabled=False):
         # The difference is taken in the features' own type: the sum over it needs the range.
         squares = (features - target.detach()).square()

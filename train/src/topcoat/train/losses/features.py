@@ -120,7 +120,7 @@ class LossNetwork(nn.Module):
         last = len(self.features) - 1 if until is None else layer_index(self.network, until)
         x = (frame - self.mean) / self.std
         found = {}
-        for index, module in enumerate(self.features[: last + 1]):
+        for index, module in enumerate(list(self.features)[: last + 1]):
             x = module(x)
             if index in self.taps and until in (None, self.taps[index]):
                 found[self.taps[index]] = x

@@ -30,7 +30,8 @@ def gram_matrix(features: Tensor) -> Tensor:
     if features.dim() != 4:
         raise ValueError(f"features must be (B, C, H, W), got {tuple(features.shape)}")
     with torch.autocast(features.device.type, enabled=False):
-        return _Gram.apply(features)  # type: ignore[no-any-return, no-untyped-call]
+        gram: Tensor = _Gram.apply(features)  # type: ignore[no-untyped-call]
+    return gram
 
 
 class _Gram(torch.autograd.Function):
@@ -51,7 +52,7 @@ class _Gram(torch.autograd.Function):
         return torch.bmm(exact.transpose(1, 2), exact) / (c * h * w)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]  # noqa: ANN401
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # noqa: ANN401
         (pixels,) = ctx.saved_tensors  # (B, H*W, C)
         h, w = ctx.spatial
         b, _, c = pixels.shape

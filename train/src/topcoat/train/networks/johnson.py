@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from topcoat.train._errors import RecipeError
 from topcoat.train.networks._base import FrameNetwork
+from topcoat.train.networks._norm import InstanceNorm2d
 from topcoat.train.networks._padding import ReflectionPad2d
 
 TANH_RANGE = 150 / 255
@@ -79,12 +80,13 @@ class Johnson(FrameNetwork):
 
     def forward(self, frame: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1] -> (B, 3, H, W), clipped by the caller."""
-        return 0.5 + TANH_RANGE * torch.tanh(self.body(2 * frame - 1))
+        body: Tensor = self.body(2 * frame - 1)
+        return 0.5 + TANH_RANGE * torch.tanh(body)
 
 
 def _norm(kind: str, channels: int) -> nn.Module:
     if kind == "instance":
-        return nn.InstanceNorm2d(channels, affine=True)
+        return InstanceNorm2d(channels, affine=True)
     return nn.BatchNorm2d(channels)
 
 
@@ -140,4 +142,5 @@ class _Residual(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> the same, or (B, C, H-4, W-4) for valid convolutions."""
         skip = x[:, :, 2:-2, 2:-2] if self.valid else x
-        return skip + self.body(x)
+        residual: Tensor = self.body(x)
+        return skip + residual

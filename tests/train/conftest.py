@@ -1,0 +1,74 @@
+"""Small photographs, a loss network with seeded random weights, and a way to run the command."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from topcoat.train.losses import LossNetwork
+from topcoat.train.pictures import open_rgb, resize_shorter_side, sample_photographs
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six real photographs, 96 pixels on the short side."""
+    folder = tmp_path_factory.mktemp("photographs")
+    for path in sample_photographs():
+        resize_shorter_side(open_rgb(path), 96).save(folder / f"{path.stem}.jpg", quality=90)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def loss_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """VGG16 up to relu3_3 with random weights: as good as real ones for how the code behaves."""
+    path = tmp_path_factory.mktemp("weights") / "random_vgg16.pth"
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        torch.save(LossNetwork("vgg16", ["relu3_3"]).state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def environment(loss_weights: Path) -> dict[str, str]:
+    return {
+        **os.environ,
+        "TOPCOAT_VGG16_WEIGHTS": str(loss_weights),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONWARNINGS": "default",
+    }
+
+
+@pytest.fixture
+def train_style(environment: dict[str, str], tmp_path: Path) -> Run:
+    """Run ``train-style`` as a user does, in a folder of its own."""
+
+    def run(*arguments: object, **more: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [sys.executable, "-m", "topcoat.train.cli.train_style", *map(str, arguments)],
+            cwd=tmp_path,
+            env={**environment, **more},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=240,
+        )
+
+    return run
+
+
+TINY = (
+    *("--width", "4", "--blocks", "1", "--crop", "32", "--batch", "2", "--style-size", "64"),
+    *("--preview-every", "0", "--workers", "0", "--precision", "fp32"),
+)
+"""Options of a run whose steps take milliseconds."""
+
+
+@pytest.fixture
+def tiny() -> tuple[str, ...]:
+    return TINY

@@ -1,0 +1,75 @@
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from topcoat.train import DivergenceError, load_checkpoint
+from topcoat.train.data import Photographs, find_pictures
+from topcoat.train.loop import MAX_ROLLBACKS, Outcome, RunSettings, Task, train
+from topcoat.train.networks import build_network
+
+SETTINGS = {"width": 4, "blocks": 1}
+
+
+def _train(folder: Path, photographs: Path, bad_calls: set[int], steps: int = 8) -> Outcome:
+    """Train towards grey, with a loss that is NaN at the given calls."""
+    calls = iter(range(10_000))
+
+    def loss(network: nn.Module, frames: Tensor) -> dict[str, Tensor]:
+        error = (network(frames) - 0.5).square().mean()
+        if next(calls) in bad_calls:
+            error = error * float("nan")
+        return {"total": error, "grey": error.detach()}
+
+    torch.manual_seed(0)
+    task = Task(
+        kind="style",
+        network=build_network("johnson", SETTINGS),
+        loss=loss,
+        modules=[],
+        preview=None,
+        recipe={"name": "test", "steps": steps},
+        network_entry={"name": "johnson", "settings": SETTINGS},
+        style={"name": "grey"},
+        state={},
+    )
+    return train(
+        task,
+        Photographs(find_pictures(photographs), 32, "crop", 0),
+        RunSettings(output=folder / "out.pt", workers=0, quiet=True, log_every=1, preview_every=0),
+        steps=steps,
+        batch=2,
+        learning_rate=1e-3,
+        schedule="constant",
+        precision="fp32",
+        seed=0,
+    )
+
+
+def test_training_lowers_the_loss(tmp_path: Path, photographs: Path) -> None:
+    outcome = _train(tmp_path, photographs, set(), steps=20)
+    history = load_checkpoint(outcome.checkpoint).history
+    assert outcome.finished
+    assert [entry["step"] for entry in history] == list(range(1, 21))
+    assert history[-1]["total"] < 0.5 * history[0]["total"]
+
+
+def test_a_nan_rolls_back_with_half_the_learning_rate_and_goes_on(
+    tmp_path: Path, photographs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outcome = _train(tmp_path, photographs, {3})
+    checkpoint = load_checkpoint(outcome.checkpoint)
+    assert (outcome.finished, outcome.rollbacks) == (True, 1)
+    assert checkpoint.step == 8
+    assert [entry["learning_rate"] for entry in checkpoint.history][2:5] == [1e-3, 5e-4, 5e-4]
+    assert all(torch.isfinite(value).all() for value in checkpoint.weights.values())
+    assert "roll-back 1 of at most 3" in capsys.readouterr().err
+
+
+def test_after_three_roll_backs_it_stops_with_an_explanation(
+    tmp_path: Path, photographs: Path
+) -> None:
+    with pytest.raises(DivergenceError, match=r"after 3 roll-backs.*--learning-rate"):
+        _train(tmp_path, photographs, set(range(2, 3 + MAX_ROLLBACKS)))
+    assert not (tmp_path / "out.pt").exists()

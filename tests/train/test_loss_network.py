@@ -1,0 +1,127 @@
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from topcoat.train import LossWeightsError, RecipeError
+from topcoat.train.losses import LossNetwork, find_loss_weights, load_loss_network
+from topcoat.train.losses.features import layer_index, layer_names
+
+
+@pytest.mark.parametrize(
+    ("network", "layer", "index"),
+    [
+        *(("vgg16", "relu1_2", 3), ("vgg16", "relu2_2", 8), ("vgg16", "relu3_3", 15)),
+        *(("vgg16", "relu4_3", 22), ("vgg19", "relu4_2", 22), ("vgg19", "relu5_1", 29)),
+    ],
+)
+def test_layers_sit_where_the_published_code_finds_them(
+    network: str, layer: str, index: int
+) -> None:
+    assert layer_index(network, layer) == index
+
+
+@pytest.mark.parametrize("network", ["vgg16", "vgg19"])
+def test_features_equal_torchvision_s(network: str) -> None:
+    models = pytest.importorskip("torchvision.models", exc_type=ImportError)
+    torch.manual_seed(0)
+    theirs = getattr(models, network)(weights=None).features.eval()
+    ours = LossNetwork(network, ["relu2_2", "relu4_1"], "imagenet")
+    prefix = {f"features.{k}": v for k, v in theirs.state_dict().items()}
+    ours.load_state_dict({k: v for k, v in prefix.items() if k in ours.state_dict()})
+    frame = torch.rand(1, 3, 32, 32)
+    expected = theirs[: layer_index(network, "relu4_1") + 1]((frame - ours.mean) / ours.std)
+    torch.testing.assert_close(ours(frame)["relu4_1"], expected)
+
+
+def test_stopping_early_gives_the_same_features() -> None:
+    network = LossNetwork("vgg16", ["relu1_2", "relu2_2", "relu3_1"])
+    frame = torch.rand(1, 3, 16, 16)
+    torch.testing.assert_close(
+        network(frame, until="relu2_2")["relu2_2"], network(frame)["relu2_2"]
+    )
+    assert list(network(frame, until="relu2_2")) == ["relu2_2"]
+
+
+def test_a_file_that_ends_early_serves_the_layers_it_holds(loss_weights: Path) -> None:
+    network = load_loss_network("vgg16", ["relu1_2", "relu3_3"], loss_weights)
+    assert network(torch.rand(1, 3, 16, 16))["relu3_3"].shape == (1, 256, 4, 4)
+
+
+def test_a_file_that_ends_too_early_names_the_missing_layers_and_the_field(
+    loss_weights: Path,
+) -> None:
+    with pytest.raises(LossWeightsError) as caught:
+        load_loss_network("vgg16", ["relu1_2", "relu4_3"], loss_weights)
+    message = str(caught.value)
+    assert "relu4_1, relu4_2, relu4_3" in message
+    assert "ends at relu3_3" in message
+    assert "--style-layers" in message
+
+
+def test_an_unknown_layer_is_answered_with_the_known_ones() -> None:
+    with pytest.raises(RecipeError, match=r"relu9_9.*relu1_1, relu1_2"):
+        LossNetwork("vgg16", ["relu9_9"])
+    assert len(layer_names("vgg19")) == 16
+
+
+@pytest.mark.parametrize("content", [b"", b"not weights", b"PK\x03\x04 cut short"])
+def test_a_file_that_is_no_weight_file_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "weights.pth"
+    path.write_bytes(content)
+    with pytest.raises(LossWeightsError, match=r"weights\.pth is not a readable weight file"):
+        load_loss_network("vgg16", ["relu1_2"], path)
+
+
+def test_weights_of_another_shape_are_refused(tmp_path: Path) -> None:
+    state = LossNetwork("vgg16", ["relu1_2"]).state_dict()
+    state["features.2.weight"] = torch.zeros(8, 8, 3, 3)
+    torch.save(state, tmp_path / "other.pth")
+    with pytest.raises(LossWeightsError, match=r"features\.2\.weight of shape \(8, 8, 3, 3\)"):
+        load_loss_network("vgg16", ["relu1_2"], tmp_path / "other.pth")
+
+
+def test_weights_with_nan_are_refused(tmp_path: Path) -> None:
+    state = LossNetwork("vgg16", ["relu1_2"]).state_dict()
+    state["features.2.bias"][0] = float("nan")
+    torch.save(state, tmp_path / "nan.pth")
+    with pytest.raises(LossWeightsError, match="NaN"):
+        load_loss_network("vgg16", ["relu1_2"], tmp_path / "nan.pth")
+
+
+def test_the_file_given_wins_over_the_environment(
+    monkeypatch: pytest.MonkeyPatch, loss_weights: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.pth"
+    other.write_bytes(loss_weights.read_bytes())
+    monkeypatch.setenv("TOPCOAT_VGG16_WEIGHTS", str(loss_weights))
+    assert find_loss_weights("vgg16", other).origin == "--loss-weights"
+    assert find_loss_weights("vgg16").path == loss_weights
+
+
+def test_a_named_file_that_is_missing_is_an_error_and_not_a_reason_to_look_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TOPCOAT_VGG16_WEIGHTS", str(tmp_path / "gone.pth"))
+    with pytest.raises(LossWeightsError, match=r"TOPCOAT_VGG16_WEIGHTS names .*gone\.pth"):
+        find_loss_weights("vgg16")
+
+
+def test_the_hub_cache_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("TOPCOAT_VGG16_WEIGHTS", raising=False)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    cached = tmp_path / "hub" / "checkpoints" / "vgg16_features-amdegroot-88682ab5.pth"
+    cached.parent.mkdir(parents=True)
+    cached.write_bytes(b"x")
+    assert find_loss_weights("vgg16").origin == "hub cache"
+
+
+def test_the_real_weights_are_recognised_and_told_apart_from_other_conventions() -> None:
+    path = os.environ.get("TOPCOAT_VGG16_WEIGHTS")
+    if not path:
+        pytest.skip("TOPCOAT_VGG16_WEIGHTS is not set: the Oxford weights are not checked")
+    network = load_loss_network("vgg16", ["relu1_2", "relu3_3"], path)
+    assert network(torch.rand(1, 3, 32, 32))["relu3_3"].max() > 10  # 0-255 input: large activations
+    with pytest.raises(LossWeightsError, match="--loss-input oxford"):
+        load_loss_network("vgg16", ["relu1_2"], path, "imagenet")

@@ -1,0 +1,62 @@
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from topcoat.train import RecipeError
+from topcoat.train.recipes import RECIPES, StyleRecipe, difference, recipe
+
+
+def test_johnson2016_holds_the_paper_s_numbers() -> None:
+    paper = RECIPES["johnson2016"]
+    assert paper.content_layer == "relu3_3"
+    assert paper.style_layers == ("relu1_2", "relu2_2", "relu3_3", "relu4_3")
+    assert (paper.learning_rate, paper.batch, paper.crop, paper.steps) == (1e-3, 4, 256, 40_000)
+    assert (paper.form, paper.norm, paper.tv_form, paper.schedule) == (
+        "paper",
+        "batch",
+        "paper",
+        "constant",
+    )
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_survives_a_checkpoint(name: str) -> None:
+    assert StyleRecipe.from_dict(RECIPES[name].to_dict()) == RECIPES[name]
+    assert RECIPES[name].name == name
+
+
+def test_the_difference_of_two_recipes_lists_exactly_what_differs() -> None:
+    changed = replace(RECIPES["modern"], width=16, style_weight=3.0)
+    assert difference(RECIPES["modern"], changed) == {
+        "width": (32, 16),
+        "style_weight": (10.0, 3.0),
+    }
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "complaint"),
+    [
+        ("crop", 255, "multiple of 4.*got 255; try 252"),
+        ("steps", 0, "steps must be at least 1"),
+        ("style_weight", float("nan"), "style_weight must be 0 or more"),
+        ("learning_rate", 0.0, "learning_rate must lie in"),
+        ("form", "baroque", "form must be one of modern, paper"),
+        ("style_layers", (), "at least one layer"),
+        ("style_layers", ("relu1_2", "relu1_2"), "twice"),
+        ("style_size", 8, "at least 64 pixels"),
+    ],
+)
+def test_a_field_out_of_range_says_what_is_wanted(
+    field: str, value: object, complaint: str
+) -> None:
+    changes: dict[str, Any] = {field: value}
+    with pytest.raises(RecipeError, match=complaint):
+        replace(RECIPES["modern"], **changes)
+
+
+def test_unknown_names_are_answered_with_the_known_ones() -> None:
+    with pytest.raises(RecipeError, match="modern, johnson2016"):
+        recipe("ancient")
+    with pytest.raises(RecipeError, match="unknown recipe field sparkle"):
+        StyleRecipe.from_dict({"sparkle": 1})
