@@ -46,6 +46,7 @@ svg { display: block; width: 100%; height: auto; }
 svg text {
   font-family: system-ui, -apple-system, "Segoe UI", Roboto, Arial, sans-serif !important; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 3px 20px; margin: 0;
+  align-content: start;
   font-size: 14px; }
 dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 .columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(320px, 1fr)); gap: 24px; }
