@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         WeightsError,
     )
     from topcoat.export.bundle_writer import Exported, export_bundle
-    from topcoat.export.onnx_from_checkpoint import onnx_from_checkpoint, onnx_from_network
+    from topcoat.export.onnx_from_checkpoint import onnx_from_network
     from topcoat.export.parity import (
         GATES,
         Difference,
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
         engines_for,
         measure_parity,
     )
-    from topcoat.export.probe_frames import ProbeFrame, probe_frames
+    from topcoat.export.probes import ProbeFrame, probe_frames
 
 __all__ = [
     "GATES",
@@ -59,7 +59,6 @@ __all__ = [
     "engines_for",
     "export_bundle",
     "measure_parity",
-    "onnx_from_checkpoint",
     "onnx_from_network",
     "probe_frames",
 ]
@@ -75,7 +74,7 @@ _MODULES = {
         "WeightsError",
     ),
     "bundle_writer": ("Exported", "export_bundle"),
-    "onnx_from_checkpoint": ("onnx_from_checkpoint", "onnx_from_network"),
+    "onnx_from_checkpoint": ("onnx_from_network",),
     "parity": (
         "GATES",
         "Difference",
@@ -87,7 +86,7 @@ _MODULES = {
         "engines_for",
         "measure_parity",
     ),
-    "probe_frames": ("ProbeFrame", "probe_frames"),
+    "probes": ("ProbeFrame", "probe_frames"),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
@@ -95,8 +94,6 @@ _HOME = {name: module for module, names in _MODULES.items() for name in names}
 def __getattr__(name: str) -> object:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    # A function and the module that holds it may share a name (onnx_from_checkpoint): importing
-    # the module sets the attribute to the module, so the right value is written over it.
     value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
     globals()[name] = value
     return value

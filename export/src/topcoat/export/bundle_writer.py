@@ -32,7 +32,7 @@ from topcoat.export.parity import (
     measure_parity,
     reference_frame,
 )
-from topcoat.export.probe_frames import Frame, ProbeFrame, bundled_photographs, probe_frames
+from topcoat.export.probes import Frame, ProbeFrame, bundled_photographs, probe_frames
 from topcoat.train import Checkpoint
 from topcoat.train.networks import FrameNetwork
 

@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 from topcoat.export._errors import GraphError
-from topcoat.train import Checkpoint
 from topcoat.train.networks import FrameNetwork
 
 Precision: TypeAlias = Literal["fp32", "fp16"]
@@ -49,11 +48,6 @@ class FrameGraph(nn.Module):
         planes = frame.to(self.dtype).permute(0, 3, 1, 2)  # (B, 3, H, W)
         styled: Tensor = self.network(planes * (1 / 255)) * 255
         return styled.clamp(0, 255).round().permute(0, 2, 3, 1).to(torch.uint8)
-
-
-def onnx_from_checkpoint(checkpoint: Checkpoint, precision: Precision = "fp32") -> onnx.ModelProto:
-    """Export a checkpoint's network; see :func:`onnx_from_network`."""
-    return onnx_from_network(checkpoint.build_network(), precision, task=checkpoint.task)
 
 
 def onnx_from_network(

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 
 import topcoat.runtime
 from topcoat.export._errors import ParityError
-from topcoat.export.probe_frames import Frame, ProbeFrame
+from topcoat.export.probes import Frame, ProbeFrame
 from topcoat.train.networks import FrameNetwork
 
 TILE = 32
@@ -411,12 +411,14 @@ def _measure(
 
 def _why_absent(error: Exception, engine: Engine) -> str | None:
     """The runtime's reason why this machine lacks the engine; None if the engine is here."""
-    explanation = getattr(error, "explanation", None)
-    for candidate in explanation.candidates if explanation is not None else ():
+    explanation = getattr(error, "explanation", None)  # only where nothing could be chosen
+    if explanation is None:
+        return None
+    for candidate in explanation.candidates:
         # compute is None where the backend was ruled out before precisions were looked at.
         if candidate.backend == engine.backend and candidate.compute in (None, engine.compute):
             return str(candidate.reason)
-    return None
+    return str(error)
 
 
 class _opened:  # noqa: N801 - a context manager, used like a function

@@ -163,13 +163,15 @@ def _sizes(photographs: Sequence[ProbeFrame], least: int) -> list[ProbeFrame]:
         batch(2, 120, 160),
         batch(3, 75, 101),
     ]
-    tiny = [
-        cut(3, least, least),
-        cut(0, least, 2 * least + 1),
-        cut(1, least - 1, least + 3),
-        cut(2, max(least // 2, 1), 4 * least),
-        cut(0, 1, 1),
-    ]
+    # A set: for a network that takes single pixels, some of these are one.
+    sides = {
+        (least, least),
+        (least, 2 * least + 1),
+        (max(least - 1, 1), least + 3),
+        (max(least // 2, 1), 4 * least),
+        (1, 1),
+    }
+    tiny = [cut(i, *sizes) for i, sizes in enumerate(sorted(sides, reverse=True))]
     groups: list[tuple[Group, list[Frame]]] = [("sizes", odd), ("tiny", tiny)]
     return [
         ProbeFrame(name=_shape(frame), group=group, frame=frame)

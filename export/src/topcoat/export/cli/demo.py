@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from topcoat.export.probe_frames import Frame
+    from topcoat.export.probes import Frame
 
 PROG = "topcoat-demo"
 LONGEST_SIDE = 1280
@@ -179,7 +179,7 @@ def _packaged_checkpoint() -> Iterator[Path]:
 
 
 def _photo(path: Path | None) -> "Frame":
-    from topcoat.export.probe_frames import bundled_photographs, read_photograph
+    from topcoat.export.probes import bundled_photographs, read_photograph
 
     if path is not None:
         return read_photograph(path, LONGEST_SIDE)

@@ -1,0 +1,101 @@
+"""The frames that engines are compared on."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from topcoat.export import PhotographError, probe_frames
+from topcoat.export.probes import (
+    LONGEST_SIDE,
+    MOST_PHOTOGRAPHS,
+    bundled_photographs,
+    read_photograph,
+    synthetic_frames,
+    user_photographs,
+)
+
+
+def test_real_photographs_come_with_scikit_image_and_some_have_odd_sides() -> None:
+    found = bundled_photographs()
+    assert "astronaut" in [probe.name for probe in found]
+    assert any(side % 4 for probe in found for side in probe.frame.shape[:2])
+    for probe in found:
+        assert probe.frame.dtype == np.uint8
+        assert probe.frame.std() > 20  # a picture, not a placeholder
+
+
+@pytest.mark.parametrize("least", [1, 8, 44])
+def test_every_question_is_asked(least: int) -> None:
+    frames = probe_frames(least)
+    assert {probe.group for probe in frames} == {"photographs", "sizes", "tiny", "synthetic"}
+    shapes = [probe.frame.shape for probe in frames]
+    assert (least, least, 3) in shapes
+    assert (1, 1, 3) in shapes
+    assert any(len(shape) == 4 and shape[0] > 1 for shape in shapes)
+    assert any(height % 2 and width % 2 for *_, height, width, _ in shapes)
+    assert all(probe.frame.flags.c_contiguous and probe.frame.size for probe in frames)
+    names = [(probe.group, probe.name) for probe in frames]
+    assert len(set(names)) == len(names)
+
+
+def test_synthetic_frames_are_what_their_names_say() -> None:
+    frames = synthetic_frames(6, 9)
+    assert frames["black"].max() == 0
+    assert frames["white"].min() == 255
+    assert set(np.unique(frames["checker"])) == {0, 255}
+    assert (frames["checker"][:, 1:] != frames["checker"][:, :-1]).all()
+    assert (np.diff(frames["gradient"][0, :, 0].astype(int)) > 0).all()
+    np.testing.assert_array_equal(frames["noise"], synthetic_frames(6, 9)["noise"])
+
+
+def test_a_users_photographs_are_upright_rgb_and_not_enormous(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotate by 90 degrees
+    (tmp_path / "inner").mkdir()
+    Image.new("L", (3000, 20), 77).save(tmp_path / "inner" / "wide.jpg", exif=exif)
+    (probe,) = user_photographs(tmp_path)
+    assert probe.name == "inner/wide.jpg"
+    assert probe.frame.shape[0] == LONGEST_SIDE
+    assert probe.frame.shape[2] == 3
+
+
+def test_a_broken_photograph_is_skipped_and_named(tmp_path: Path) -> None:
+    Image.new("RGB", (20, 20)).save(tmp_path / "good.png")
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff no jpeg")
+    said: list[str] = []
+    assert [probe.name for probe in user_photographs(tmp_path, said.append)] == ["good.png"]
+    assert len(said) == 1
+    assert "broken.jpg" in said[0]
+
+
+def test_a_large_folder_is_sampled_evenly(tmp_path: Path) -> None:
+    for i in range(40):
+        Image.new("RGB", (8, 8), (i, 0, 0)).save(tmp_path / f"{i:02}.png")
+    names = [probe.name for probe in user_photographs(tmp_path)]
+    assert len(names) == MOST_PHOTOGRAPHS
+    assert (names[0], names[-1]) == ("00.png", "39.png")
+
+
+@pytest.mark.parametrize("make", ["missing", "empty", "only broken", "a file"])
+def test_no_usable_photograph_is_an_error(tmp_path: Path, make: str) -> None:
+    folder = tmp_path / "photos"
+    if make == "a file":
+        folder.write_text("no folder")
+    elif make != "missing":
+        folder.mkdir()
+    if make == "only broken":
+        (folder / "a.png").write_bytes(b"")
+    with pytest.raises(PhotographError, match="photos"):
+        user_photographs(folder)
+
+
+def test_a_picture_that_cannot_be_read_is_one_line_that_names_it(tmp_path: Path) -> None:
+    text = tmp_path / "text.png"
+    text.write_text("no picture")
+    with pytest.raises(PhotographError, match=r"text\.png") as caught:
+        read_photograph(text)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(PhotographError, match="no picture at"):
+        read_photograph(tmp_path / "none.png")
