@@ -1,6 +1,7 @@
 """Losses: plain functions on tensors, and the loss network that supplies the features."""
 
 from topcoat.train.losses.content import content_loss
+from topcoat.train.losses.conversion import relative_style_weight
 from topcoat.train.losses.features import (
     LossNetwork,
     find_loss_weights,
@@ -17,6 +18,7 @@ __all__ = [
     "find_loss_weights",
     "gram_matrix",
     "load_loss_network",
+    "relative_style_weight",
     "style_loss",
     "total_variation",
 ]
