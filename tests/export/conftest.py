@@ -3,7 +3,6 @@
 import contextlib
 import io
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,15 +50,6 @@ def export_engine_main(*arguments: object) -> Outcome:
     with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
         code = export_engine.main([str(argument) for argument in arguments])
     return Outcome(code, stdout.getvalue(), stderr.getvalue())
-
-
-@pytest.fixture(scope="package", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Networks this small are faster on one thread, above all on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
