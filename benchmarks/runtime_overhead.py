@@ -171,7 +171,10 @@ def own_session(
         "NUM_STREAMS": "1",
         "ENABLE_CPU_PINNING": False,
     }
-    compiled = ov.Core().compile_model(path, "CPU", settings)
+    core = ov.Core()
+    network = core.read_model(path)
+    network.reshape(list(source.shape))
+    compiled = core.compile_model(network, "CPU", settings)
     request, fresh_request = compiled.create_infer_request(), compiled.create_infer_request()
     for each in (request, fresh_request):
         each.set_input_tensor(ov.Tensor(source, shared_memory=True))
