@@ -1,0 +1,69 @@
+"""What the documents show is what happens."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from topcoat.train.cli.train_style import main as train_style
+from topcoat.train.recipes import RECIPES, StyleRecipe
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def _blocks(path: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", path.read_text(), re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_links_to_files_lead_somewhere(path: Path) -> None:
+    targets = re.findall(r"(?:\]\(|src=\")([^)\"#]+)", path.read_text())
+    missing = [t for t in targets if "://" not in t and not (path.parent / t).exists()]
+    assert missing == []
+
+
+def test_the_training_document_s_code_runs(tmp_path: Path) -> None:
+    blocks = _blocks(ROOT / "docs" / "training.md", "python")
+    assert blocks
+    for block in blocks:
+        subprocess.run([sys.executable, "-c", block], cwd=tmp_path, check=True)
+
+
+def test_every_recipe_field_is_an_option_with_a_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        train_style(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for name, entry in StyleRecipe.__dataclass_fields__.items():
+        if name != "name":
+            assert "--" + name.replace("_", "-") in text
+            assert " ".join(entry.metadata["reason"].split()[:4]) in text
+
+
+def test_the_recipe_table_marks_what_differs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert train_style(["--list-recipes"]) == 0
+    table = capsys.readouterr().out
+    for name, values in RECIPES.items():
+        assert name in table
+        assert str(values.steps) in table
+    marked = {line[2:].split()[0] for line in table.splitlines() if line.startswith("* ")}
+    assert {"form", "norm", "steps"} <= marked
+    assert "blocks" not in marked
+
+
+def test_ci_runs_the_readme_s_own_test_command() -> None:
+    readme = (ROOT / "README.md").read_text()
+    command = re.search(r"<!-- test command -->\n```sh\n(.*?)\n```", readme, re.DOTALL)
+    assert command is not None
+    assert "pytest" in command.group(1)
+    extracted = subprocess.run(
+        ["sed", "-n", "/<!-- test command -->/,/^```$/p", "README.md"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert command.group(1) in extracted
+    assert "<!-- test command -->" in (ROOT / ".ci" / "run").read_text()
