@@ -91,6 +91,17 @@ def test_an_error_in_one_corner_is_not_averaged_away() -> None:
     assert found.worst_tile.mean_steps == pytest.approx(30 / 4)
 
 
+def test_tone_ignores_strokes_that_cancel_out_and_sees_a_shift_of_one_channel() -> None:
+    rows, columns = np.indices((64, 70))
+    strokes = np.where((rows + columns) % 2, 140, 60).astype(np.uint8)
+    drawn = np.repeat(strokes[..., None], 3, axis=-1)
+    elsewhere = difference(drawn, np.uint8(200) - drawn)
+    assert (elsewhere.max_steps, elsewhere.tone_steps) == (80, 0.0)
+    redder = drawn.copy()
+    redder[32:, :32, 0] += 5
+    assert difference(drawn, redder).tone_steps == pytest.approx(5.0)
+
+
 @pytest.mark.parametrize(
     ("reference", "candidate", "message"),
     [
@@ -123,11 +134,12 @@ def test_comparing_nothing_is_an_error(exported: ExportedBundle, photograph: Pro
 
 def test_a_gate_says_in_numbers_what_was_missed() -> None:
     found = worst([difference(flat(10, 8, 8), flat(16, 8, 8))])
-    missed = Gate(max_steps=4, psnr_db=50, within_4_steps=0.99).failures(found)
+    missed = Gate(max_steps=4, psnr_db=50, within_4_steps=0.99, tone_steps=2).failures(found)
     assert missed == [
         "off by 6 steps, allowed 4",
         "PSNR 32.6 dB, wanted 50",
         "0.00% of values within 4 steps, wanted 99%",
+        "a tile's mean colour off by 6.0 steps, allowed 2",
     ]
     assert Gate(max_steps=6, psnr_db=30).failures(found) == []
 
