@@ -12,6 +12,7 @@ double.topcoat   scale 2, multiple 1, min 1, max 512: the negative, every pixel 
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 import tempfile
 from pathlib import Path
@@ -19,8 +20,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx
-from onnx import TensorProto, helper, numpy_helper
 
 HERE = Path(__file__).parent
 Frame = npt.NDArray[np.uint8]
@@ -39,8 +38,12 @@ def double(frame: Frame) -> Frame:
     return (255 - frame).repeat(2, axis=1).repeat(2, axis=2)
 
 
-def _model(name: str, dtype: int, scale: int) -> bytes:
-    """Return the serialised model; dtype is the type of all arithmetic."""
+def _model(name: str, precision: str, scale: int) -> bytes:
+    """Return the serialised model; precision is that of all arithmetic."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    dtype = TensorProto.FLOAT16 if precision == "fp16" else TensorProto.FLOAT
     real: Any = np.float16 if dtype == TensorProto.FLOAT16 else np.float32
     zoom = 4 if name == "blocks" else 2
     tensors = {
@@ -118,8 +121,7 @@ def write_bundle(name: str, folder: Path) -> None:
     (bundle / "card.md").write_bytes(card)
     variants = []
     for precision in precisions:
-        dtype = TensorProto.FLOAT16 if precision == "fp16" else TensorProto.FLOAT
-        data = _model(name, dtype, scale)
+        data = _model(name, precision, scale)
         (bundle / f"model.{precision}.onnx").write_bytes(data)
         variants.append(
             {
@@ -141,7 +143,7 @@ def write_bundle(name: str, folder: Path) -> None:
         "scale": scale,
         "channels": 3,
         "size": size,
-        "made_by": {"onnx": onnx.__version__},
+        "made_by": {"onnx": importlib.metadata.version("onnx")},
         "checkpoint": {"recipe": "made by hand", "network": {"name": name, "settings": {}}},
         "variants": variants,
         "files": {"card.md": _entry(card)},
