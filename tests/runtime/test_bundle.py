@@ -81,7 +81,7 @@ def test_a_changed_model_is_not_opened(bundle: Path) -> None:
 @pytest.mark.parametrize("file", ["model.fp16.onnx", "card.md"])
 def test_a_missing_file_is_named(bundle: Path, file: str) -> None:
     (bundle / file).unlink()
-    with pytest.raises(tr.BundleError, match="listed in manifest.json but cannot be opened") as e:
+    with pytest.raises(tr.BundleError, match=r"is listed in .* but cannot be opened") as e:
         tr.read_manifest(bundle)
     assert file in one_line(e.value)
 
@@ -89,7 +89,7 @@ def test_a_missing_file_is_named(bundle: Path, file: str) -> None:
 def test_a_cut_file_is_found_without_reading_it(bundle: Path) -> None:
     data = (bundle / "model.fp32.onnx").read_bytes()
     (bundle / "model.fp32.onnx").write_bytes(data[: len(data) // 2])
-    with pytest.raises(tr.BundleIntegrityError, match="manifest.json says 953"):
+    with pytest.raises(tr.BundleIntegrityError, match=r"manifest\.json says 953"):
         tr.read_manifest(bundle)
 
 
@@ -181,7 +181,7 @@ def test_a_folder_of_other_things_is_not_a_bundle(tmp_path: Path) -> None:
 
 def test_a_checkpoint_is_told_to_go_through_the_export(tmp_path: Path) -> None:
     (tmp_path / "candy.pt").write_bytes(b"PK")
-    with pytest.raises(tr.BundleError, match="`export-engine candy.pt`"):
+    with pytest.raises(tr.BundleError, match=r"`export-engine candy\.pt`"):
         tr.open(tmp_path / "candy.pt")
 
 

@@ -78,7 +78,8 @@ def test_random_bytes_end_in_an_answer_or_in_one_line(data: bytes) -> None:
     try:
         external_data_location(data)
     except tr.BundleError as error:
-        assert "not an ONNX file" in str(error)
+        if "not an ONNX file" not in str(error):
+            raise
 
 
 def test_onnx_itself_writes_external_data_the_way_that_is_looked_for(tmp_path: Path) -> None:

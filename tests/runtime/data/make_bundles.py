@@ -30,7 +30,8 @@ def blocks(frame: Frame) -> Frame:
     n, h, w, c = frame.shape
     mean = frame.reshape(n, h // 4, 4, w // 4, 4, c).astype(np.float64).mean(axis=(2, 4))
     mixed = (mean.repeat(4, axis=1).repeat(4, axis=2) + frame) / 2
-    return mixed.round().astype(np.uint8)
+    styled: Frame = mixed.round().astype(np.uint8)
+    return styled
 
 
 def double(frame: Frame) -> Frame:
@@ -102,7 +103,7 @@ def _model(name: str, precision: str, scale: int) -> bytes:
         graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10, producer_name="topcoat"
     )
     onnx.checker.check_model(model, full_check=True)
-    return model.SerializeToString()
+    return bytes(model.SerializeToString())
 
 
 def _entry(data: bytes) -> dict[str, Any]:

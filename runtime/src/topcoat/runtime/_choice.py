@@ -130,7 +130,7 @@ def choose(
             f"{manifest.name} runs on {winner.candidate.backend} {winner.candidate.compute} without"
             " a passed parity check: its pictures may differ from the trained network's",
             UnverifiedWarning,
-            stacklevel=4,
+            stacklevel=3,  # the caller of topcoat.runtime.open
         )
     return explain.result(found, winner), session
 

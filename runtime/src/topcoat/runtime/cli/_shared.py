@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from topcoat.runtime._errors import TopcoatError
+from topcoat.runtime._errors import TopcoatError, UnverifiedWarning
 
 if TYPE_CHECKING:
     from topcoat.runtime.model import Model
@@ -79,6 +79,8 @@ def run(program: str, action: Callable[[], int]) -> int:
         print(f"{program}: warning: {message}", file=sys.stderr)
 
     with warnings.catch_warnings():
+        # Said every time, and never turned into an exception by the environment's filters.
+        warnings.simplefilter("always", UnverifiedWarning)
         warnings.showwarning = show  # type: ignore[assignment]  # the rest of its arguments is unused
         try:
             return action()

@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from topcoat.runtime._errors import BackendError, MediaError
+from topcoat.runtime._errors import BackendError, MediaError, UnverifiedWarning
 from topcoat.runtime.cli import _shared
 
 if TYPE_CHECKING:
@@ -167,10 +168,18 @@ def _measure(arguments: argparse.Namespace) -> Report:
             f"no engine can run {manifest.name} as asked: "
             + ("; ".join(left_out) or "leave out --backend or --precision")
         )
+    for candidate in usable:
+        if not candidate.verified:
+            warnings.warn(
+                f"{candidate.backend} {candidate.compute} has no passed parity check in this bundle:"
+                " its pictures may differ from the trained network's",
+                UnverifiedWarning,
+                stacklevel=2,
+            )
     settings = Settings(
         bundle=manifest.folder,
         sizes=arguments.sizes,
-        engines=tuple((c.backend, c.compute or "", c.variant or "") for c in usable),
+        engines=tuple((c.backend, c.compute or "", c.variant or "", c.verified) for c in usable),
         threads=default_threads() if arguments.threads is None else arguments.threads,
         seconds=arguments.seconds,
         rounds=arguments.rounds,

@@ -110,4 +110,9 @@ def _peak_memory_mb() -> float | None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except Exception as error:
+        if type(error).__module__ != "topcoat.runtime._errors":
+            raise
+        sys.exit(str(error))  # one line for the report, without Python's

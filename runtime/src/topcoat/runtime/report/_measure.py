@@ -33,8 +33,8 @@ class Settings:
     bundle: Path
     sizes: tuple[tuple[int, int], ...]
     """(width, height) of each frame."""
-    engines: tuple[tuple[str, str, str], ...]
-    """(backend, compute, model file) of each engine that is measured."""
+    engines: tuple[tuple[str, str, str, bool], ...]
+    """(backend, compute, model file, parity passed) of each engine that is measured."""
     threads: int
     seconds: float = 6.0
     """Measured time per cell, all rounds together."""
@@ -52,6 +52,8 @@ class Cell:
     variant: str
     width: int
     height: int
+    verified: bool = True
+    """Whether the bundle holds a passed parity check for this engine."""
     latencies_ms: list[list[float]] = field(default_factory=list)
     """Steady frames, one list per round, in order."""
     cold_ms: list[dict[str, float]] = field(default_factory=list)
@@ -64,7 +66,7 @@ class Cell:
     @property
     def engine(self) -> str:
         """The engine as reports name it."""
-        return f"{self.backend} {self.compute}"
+        return f"{self.backend} {self.compute}" + ("" if self.verified else " (not verified)")
 
     @property
     def size(self) -> str:
@@ -95,6 +97,7 @@ class Cell:
             "backend": self.backend,
             "compute": self.compute,
             "variant": self.variant,
+            "verified": self.verified,
             "width": self.width,
             "height": self.height,
             "error": self.error,
@@ -176,9 +179,16 @@ def measure(
     began = time.strftime("%Y-%m-%d %H:%M:%S %z")
     machine = _machine()  # before the measurement itself loads the machine
     cells = [
-        Cell(backend=backend, compute=compute, variant=variant, width=width, height=height)
+        Cell(
+            backend=backend,
+            compute=compute,
+            variant=variant,
+            verified=verified,
+            width=width,
+            height=height,
+        )
         for width, height in settings.sizes
-        for backend, compute, variant in settings.engines
+        for backend, compute, variant, verified in settings.engines
     ]
     for turn in range(settings.rounds):
         for cell in cells:
@@ -260,7 +270,7 @@ def _processor() -> str:
 def _versions(settings: Settings) -> dict[str, str]:
     import importlib.metadata
 
-    measured = {backend for backend, _, _ in settings.engines}
+    measured = {engine[0] for engine in settings.engines}
     versions = {
         "topcoat-runtime": importlib.metadata.version("topcoat-runtime"),
         "python": platform.python_version(),
