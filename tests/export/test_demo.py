@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import topcoat.export
 import topcoat.runtime
 from tests.export.conftest import Outcome
 from topcoat.export.cli import demo
+from topcoat.train import load_checkpoint
 
 
 def demo_main(*arguments: object) -> Outcome:
@@ -78,3 +80,15 @@ def test_what_the_user_can_fix_is_one_line_before_any_work(
     assert line.startswith("topcoat-demo: ")
     assert message in line
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_the_packaged_network_is_small_and_loads() -> None:
+    data = Path(topcoat.export.__file__).parent / "data"
+    if not list(data.glob("*.pt")):
+        pytest.skip("this checkout carries no trained demo network yet")
+    with demo._packaged_checkpoint() as path:
+        assert path.stat().st_size <= 2_000_000
+        checkpoint = load_checkpoint(path)
+    assert checkpoint.step > 0
+    assert checkpoint.state is None  # nothing that only --resume would need
+    assert checkpoint.build_network().scale == 1

@@ -145,14 +145,19 @@ def test_the_papers_form_replaces_a_bundle_with_force_and_says_what_to_run_next(
     assert "--force" in refused.stderr
     assert contents(old) == contents(exported.bundle)
 
-    done = export_engine_main(tmp_path / "paper.pt", "--force")
+    (tmp_path / "photos").mkdir()
+    Image.effect_noise((90, 70), 60).save(tmp_path / "photos" / "mine.png")
+    done = export_engine_main(tmp_path / "paper.pt", "--force", "--photos", tmp_path / "photos")
     assert done.code == 0, done.stderr
     assert f"topcoat run photo.jpg styled.jpg --model {old}" in done.stdout
     assert f"bench-latency {old}" in done.stdout
     assert "| onnxruntime-cpu fp32 | passed |" in done.stdout
     assert topcoat.runtime.verify_files(old).name == "paper"
     assert not (old / "model.fp16.onnx").exists()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["paper.pt", "paper.topcoat"]
+    report = json.loads((old / "parity.json").read_text(encoding="utf-8"))
+    assert "mine.png" in [f["name"] for f in report["rows"][0]["frames"]]
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == ["paper.pt", "paper.topcoat", "photos"]
 
 
 def test_a_network_that_no_engine_can_match_leaves_only_a_report(
@@ -335,6 +340,27 @@ def test_an_export_that_is_stopped_midway_leaves_no_bundle(
         assert left == []
     else:  # what it was working on stays under a hidden name that nobody takes for a bundle
         assert [path.name[:1] + path.suffix for path in left] == [f".{'.part'}"]
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(checkpoint_file: Path, tmp_path: Path) -> None:
+    pytest.importorskip("resource", reason="limits on file sizes are POSIX's")
+    # To the program a file that may not grow looks like a disk that is full.
+    code = (
+        "import resource, sys; from topcoat.export.cli.export_engine import main\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", code, checkpoint_file, "-o", tmp_path / "full.topcoat"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert "make room" in line
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("module", ["export_engine", "demo"])
