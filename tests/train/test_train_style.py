@@ -160,6 +160,32 @@ def test_dropping_the_state_makes_a_small_checkpoint_that_says_it_cannot_be_resu
     assert "holds no optimiser state" in done.stderr
 
 
+def test_broken_pictures_are_counted_and_named_at_the_end(
+    train_style: Run, tmp_path: Path, photographs: Path, tiny: tuple[str, ...]
+) -> None:
+    folder = tmp_path / "content"
+    folder.mkdir()
+    for path in sorted(photographs.iterdir())[:3]:
+        (folder / path.name).write_bytes(path.read_bytes())
+    (folder / "broken.jpg").write_bytes(b"not a picture")
+    done = train_style("--style", "mosaic", "--content", folder, "--steps", 6, *tiny)
+    assert done.returncode == 0, done.stderr
+    assert "1 picture could not be used:\n  " in done.stderr
+    assert "broken.jpg is not a picture" in done.stderr.splitlines()[-1]
+
+
+def test_scalars_are_written_for_tensorboard_on_request(
+    train_style: Run, tmp_path: Path, photographs: Path, tiny: tuple[str, ...]
+) -> None:
+    pytest.importorskip("tensorboard")
+    common = ("--style", "mosaic", "--content", photographs, "--steps", 4, *tiny)
+    done = train_style(*common, "--tensorboard", "scalars", "--log-every", 2)
+    assert done.returncode == 0, done.stderr
+    written = b"".join(path.read_bytes() for path in (tmp_path / "scalars").iterdir())
+    for name in (b"train/total", b"train/content", b"train/style", b"train/learning_rate"):
+        assert name in written
+
+
 def test_an_existing_checkpoint_is_not_overwritten_unasked(
     train_style: Run, tmp_path: Path, photographs: Path, tiny: tuple[str, ...]
 ) -> None:

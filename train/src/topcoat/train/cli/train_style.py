@@ -261,7 +261,8 @@ def _report(args: argparse.Namespace, outcome: Any) -> int:  # noqa: ANN401 - lo
         print(json.dumps(dataclasses.asdict(outcome), default=str, indent=2))
         return 0 if outcome.finished else 130
     if outcome.broken:
-        print(f"{len(outcome.broken)} pictures could not be used:", file=sys.stderr)
+        count = len(outcome.broken)
+        print(f"{count} picture{'s' * (count > 1)} could not be used:", file=sys.stderr)
         for message in outcome.broken[:20]:
             print(f"  {message}", file=sys.stderr)
         if len(outcome.broken) > 20:
