@@ -171,7 +171,7 @@ def _measure(arguments: argparse.Namespace) -> Report:
     for candidate in usable:
         if not candidate.verified:
             warnings.warn(
-                f"{candidate.backend} {candidate.compute} has no passed parity check in this bundle:"
+                f"{candidate.backend} {candidate.compute} has no passed parity check in the bundle:"
                 " its pictures may differ from the trained network's",
                 UnverifiedWarning,
                 stacklevel=2,
