@@ -13,7 +13,10 @@ def relative_style_weight(
 ) -> float:
     """Express a pair of absolute weights as one relative style weight.
 
-    An absolute objective is ``content_weight * mean((φ - φ̂)²) + style_weight * Σ_l mean((G_l - Ĝ_l)²)``,
+    An absolute objective is
+
+        content_weight * mean((φ - φ̂)²) + style_weight * Σ_l mean((G_l - Ĝ_l)²),
+
     means over entries: pytorch/examples with 1e5 and 1e10, the code of Johnson et al. with 1 and 5.
     The relative one is ``E_content + w * mean_l E_l`` with every E a share of its target's energy.
     The two weigh alike an output that is equally far off, relatively, in every layer, at
