@@ -61,6 +61,8 @@ def test_the_table_of_gates_is_that_of_the_code() -> None:
                 parts.append(f"≤ {gate.max_steps} step{'s' * (gate.max_steps > 1)}")
             if gate.psnr_db is not None:
                 parts.append(f"≥ {gate.psnr_db:g} dB")
+            if gate.worst_psnr_db is not None:
+                parts.append(f"each ≥ {gate.worst_psnr_db:g} dB")
             if gate.within_4_steps is not None:
                 parts.append(f"≥ {gate.within_4_steps * 100:g} % within 4 steps")
             if gate.tone_steps is not None:

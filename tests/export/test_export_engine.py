@@ -104,8 +104,8 @@ def test_parity_json_holds_every_number(exported: ExportedBundle) -> None:
     frame = row["frames"][0]
     assert {f["group"] for f in row["frames"]} == {"photographs", "sizes", "tiny", "synthetic"}
     assert set(frame) == {
-        *("name", "group", "shape", "max_steps", "mean_steps", "changed", "within_4_steps"),
-        *("psnr_db", "tone_steps", "worst_tile"),
+        *("name", "group", "shape", "values", "max_steps", "mean_steps", "changed"),
+        *("within_4_steps", "psnr_db", "tone_steps", "worst_tile"),
     }
     worst = max(f["max_steps"] for f in row["frames"] if f["group"] == "photographs")
     assert row["groups"]["photographs"]["max_steps"] == worst

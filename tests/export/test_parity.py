@@ -29,7 +29,7 @@ from topcoat.export import (
     measure_parity,
 )
 from topcoat.export.onnx_from_checkpoint import FrameGraph
-from topcoat.export.parity import reference_frame, worst
+from topcoat.export.parity import reference_frame, summary
 from topcoat.export.probes import bundled_photographs
 
 ORT = Engine(
@@ -123,7 +123,7 @@ def test_what_cannot_be_compared_is_an_error(
 def test_comparing_nothing_is_an_error(exported: ExportedBundle, photograph: ProbeFrame) -> None:
     network = tiny_checkpoint().build_network()
     with pytest.raises(ParityError, match="no frames"):
-        worst([])
+        summary([])
     with pytest.raises(ParityError, match="no engines"):
         measure_parity(exported.bundle, network, [photograph], [])
     with pytest.raises(ParityError, match="no photographs"):
@@ -133,21 +133,33 @@ def test_comparing_nothing_is_an_error(exported: ExportedBundle, photograph: Pro
 
 
 def test_a_gate_says_in_numbers_what_was_missed() -> None:
-    found = worst([difference(flat(10, 8, 8), flat(16, 8, 8))])
-    missed = Gate(max_steps=4, psnr_db=50, within_4_steps=0.99, tone_steps=2).failures(found)
+    found = summary([difference(flat(10, 8, 8), flat(16, 8, 8))])
+    gate = Gate(max_steps=4, psnr_db=50, worst_psnr_db=45, within_4_steps=0.99, tone_steps=2)
+    missed = gate.failures(found)
     assert missed == [
         "off by 6 steps, allowed 4",
         "PSNR 32.6 dB, wanted 50",
+        "PSNR 32.6 dB in one frame, wanted 45",
         "0.00% of values within 4 steps, wanted 99%",
         "a tile's mean colour off by 6.0 steps, allowed 2",
     ]
     assert Gate(max_steps=6, psnr_db=30).failures(found) == []
 
 
+def test_the_psnr_of_a_group_counts_every_value_once_and_its_worst_frame_is_kept() -> None:
+    small = difference(flat(10, 8, 8), flat(14, 8, 8))
+    large = difference(flat(10, 24, 8), flat(10, 24, 8))
+    both = summary([small, large])
+    assert both.psnr_db == pytest.approx(10 * math.log10(255**2 / (16 / 4)))
+    assert both.worst_psnr_db == small.psnr_db
+    assert (both.frames, both.max_steps, both.changed) == (2, 4, 1.0)
+
+
 def test_the_gates_on_photographs_are_those_that_were_agreed() -> None:
-    assert GATES["fp32"]["photographs"] == Gate(max_steps=1, psnr_db=75)
-    assert GATES["fp16"]["photographs"] == Gate(max_steps=4, psnr_db=50)
-    assert GATES["bf16"]["photographs"] == Gate(psnr_db=45, within_4_steps=0.99)
+    agreed = {compute: groups["photographs"] for compute, groups in GATES.items()}
+    assert (agreed["fp32"].max_steps, agreed["fp32"].psnr_db) == (1, 75)
+    assert (agreed["fp16"].max_steps, agreed["fp16"].psnr_db) == (4, 50)
+    assert (agreed["bf16"].psnr_db, agreed["bf16"].within_4_steps) == (45, 0.99)
     assert all(set(groups) == set(GATES["fp32"]) for groups in GATES.values())
 
 

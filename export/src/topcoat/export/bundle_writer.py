@@ -236,9 +236,9 @@ def _parity_entry(row: ParityRow) -> dict[str, Any]:
         "passed": bool(row),
         "photographs": {},
     }
-    for group, summary in row.groups.items():
+    for group, found in row.groups.items():
         # A PSNR without difference is infinite, which JSON cannot say: the key is left out.
-        entry[group] = {k: v for k, v in summary.to_json().items() if v is not None}
+        entry[group] = {k: v for k, v in found.to_json().items() if v is not None}
     return entry
 
 
