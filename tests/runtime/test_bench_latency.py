@@ -79,7 +79,7 @@ def test_cold_figures_are_medians_over_the_rounds(blocks: Path) -> None:
 
 def test_the_table_names_what_was_not_measured(blocks: Path) -> None:
     text = render(make_report(blocks))
-    assert re.search(r"640x360 +openvino-cpu bf16 +8.49 +16.00 +16.00 +16.00 +100 +100%", text)
+    assert re.search(r"640x360 +openvino-cpu bf16 +8.49 +16.00 +16.00 +16.00 +100 +100 %", text)
     assert "1280x720  onnxruntime-cpu fp32  not measured: out of <memory> & patience" in text
     assert "not measured: openvino-cpu fp16: not asked" in text
 
@@ -237,3 +237,20 @@ def test_an_unverified_engine_is_measured_on_demand_and_marked(
     captured = capsys.readouterr()
     assert "onnxruntime-cpu fp32 (not verified)" in captured.out
     assert "bench-latency: warning: onnxruntime-cpu fp32 has no passed parity" in captured.err
+
+
+def test_a_long_measurement_keeps_the_page_light_and_its_extremes(blocks: Path) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    from topcoat.runtime.report import _plots
+    from topcoat.runtime.report._html import render as render_html
+
+    values = np.random.default_rng(0).random(50_000) + 1
+    values[[7, 31_234]] = 0.25, 80.0
+    at, shown = _plots._thinned(np.cumsum(values), values)
+    assert len(shown) <= _plots._POINTS
+    assert (shown.min(), shown.max()) == (0.25, 80.0)
+    assert (np.diff(at) > 0).all()
+    report = make_report(blocks)
+    for cell in report.cells:
+        cell.latencies_ms = [values.tolist()]
+    assert len(render_html(report)) < 2_000_000

@@ -125,6 +125,25 @@ def test_an_uneven_frame_rate_stays_uneven(av: ModuleType, blocks: Path, tmp_pat
     np.testing.assert_allclose(read_video(out)[1], np.array([0, 1, 5, 6, 9, 20]) / 24, atol=1e-3)
 
 
+def test_a_video_that_a_phone_took_on_its_side_comes_out_upright(
+    av: ModuleType, blocks: Path, tmp_path: Path
+) -> None:
+    clip = write_video(tmp_path / "clip.mp4", frames=2, sound=False)
+    data = bytearray(clip.read_bytes())
+    # The track header's matrix: identity becomes "turn a quarter clockwise to show it".
+    one, zero, minus, unit = b"\0\1\0\0", b"\0" * 4, b"\xff\xff\0\0", b"\x40\0\0\0"
+    at = data.index(one + zero * 3 + one + zero * 3 + unit, data.index(b"tkhd"))
+    data[at : at + 36] = zero + one + zero + minus + zero * 4 + unit
+    clip.write_bytes(data)
+    out = tmp_path / "styled.mp4"
+    assert main(["run", str(clip), str(out), "--model", str(blocks), "--quiet", *ENGINE]) == 0
+    frame = read_video(out)[0][0]
+    assert frame.shape == (64, 48, 3)
+    # What was on the left is at the top.
+    np.testing.assert_allclose(frame[5, 24], COLOURS[0], atol=8)
+    np.testing.assert_allclose(frame[-5, 24], COLOURS[1], atol=8)
+
+
 def test_webm_can_be_written(av: ModuleType, blocks: Path, tmp_path: Path) -> None:
     clip = write_video(tmp_path / "clip.mp4", frames=2, sound=False)
     out = tmp_path / "styled.webm"

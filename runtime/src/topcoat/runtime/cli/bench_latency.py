@@ -78,7 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
         default=6.0,
         metavar="S",
         help="measured time per engine and size; slow networks take longer, for they run at least"
-        " three frames per round (default: 6)",
+        " two frames per round (default: 6)",
     )
     parser.add_argument(
         "--rounds",

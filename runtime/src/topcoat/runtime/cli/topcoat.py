@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from topcoat.runtime._errors import BackendError, MediaError
+from topcoat.runtime._errors import BackendError, FrameError, MediaError
 from topcoat.runtime.cli import _shared
 
 if TYPE_CHECKING:
@@ -210,11 +210,15 @@ def _run_folder(arguments: argparse.Namespace) -> dict[str, Any]:
                     picture = _pictures.read_picture(path)
                     # A JPEG is never transparent, but a file may be another format than its name.
                     _pictures.check_picture_target(goal, picture)
+                    styled = _style(model, picture)
+                except FrameError as error:  # larger than the network takes
+                    skipped.append({"file": str(path), "reason": f"{path}: {error}"})
                 except MediaError as error:
                     skipped.append({"file": str(path), "reason": str(error)})
                 else:
+                    # Not inside the try: a full disk ends the run, it does not skip a picture.
                     _files.make_folder(goal.parent)
-                    _pictures.write_picture(goal, _style(model, picture))
+                    _pictures.write_picture(goal, styled)
                 progress.step()
         finally:
             progress.clear()
@@ -230,7 +234,7 @@ def _run_folder(arguments: argparse.Namespace) -> dict[str, Any]:
             for entry in skipped:
                 print(f"  {entry['reason']}", file=sys.stderr)
         if not done:
-            raise MediaError(f"{source}: none of its {len(pictures)} pictures could be read")
+            raise MediaError(f"{source}: none of its {len(pictures)} pictures could be used")
         return {
             "output": str(target),
             "pictures": done,

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from html import escape
 
 from topcoat.runtime.report import _plots
-from topcoat.runtime.report._measure import BUDGETS_MS, COLD_PARTS, Cell, Report
+from topcoat.runtime.report._measure import BUDGETS_MS, COLD_PARTS, Cell, Report, percent
 
 _STYLE = """
 :root { --ink: #26303a; --soft: #66707a; --line: #e2e6ea; --paper: #ffffff; --wash: #f6f8f9; }
@@ -106,7 +106,7 @@ def _card(cells: list[Cell]) -> str:
     best = min(cells, key=lambda cell: cell.percentile(50))
     median = best.percentile(50)
     shares = ", ".join(
-        f"{best.share_within(ms):.0%} within {name}" for name, ms in BUDGETS_MS.items()
+        f"{percent(best.share_within(ms))} within {name}" for name, ms in BUDGETS_MS.items()
     )
     return (
         f'<div class="card"><div class="size">{best.size}</div>'
@@ -174,8 +174,7 @@ def _name(cell: Cell, colours: dict[str, str]) -> str:
 
 def _share(share: float) -> str:
     kind = "good" if share >= 0.99 else "some" if share > 0 else "none"
-    # 99.6 % is not all of them: round down, so that 100 % means every frame.
-    return f'<td class="{kind}">{int(share * 100)} %</td>'
+    return f'<td class="{kind}">{percent(share)}</td>'
 
 
 def _settings(report: Report) -> dict[str, str]:

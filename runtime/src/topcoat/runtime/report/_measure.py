@@ -21,7 +21,7 @@ from topcoat.runtime.backends import all_backends
 from topcoat.runtime.bundle import Manifest
 
 BUDGETS_MS = {"60 Hz": 1000 / 60, "120 Hz": 1000 / 120}
-LEAST_FRAMES = 3
+LEAST_FRAMES = 2
 """Frames per process however long one takes."""
 COLD_PARTS = ("interpreter", "import", "engine", "load", "first_frame")
 
@@ -118,6 +118,15 @@ class Cell:
                 "latencies_ms": self.latencies_ms,
             }
         return result
+
+
+def percent(share: float) -> str:
+    """Return a share as whole per cent, rounded down: 100 % means every frame.
+
+    >>> percent(0.996)
+    '99 %'
+    """
+    return f"{int(share * 100 + 1e-9)} %"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

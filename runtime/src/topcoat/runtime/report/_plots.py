@@ -18,6 +18,9 @@ from topcoat.runtime.report._measure import BUDGETS_MS, COLD_PARTS, Cell
 # Distinguishable for colour-blind readers (Okabe and Ito 2008), darkened for white paper.
 _ENGINE_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#aa4499", "#8a6d00", "#555555")
 _PART_COLOURS = ("#9aa5b1", "#c3a46a", "#6ba292", "#4878a8", "#b8565a")
+_POINTS = 1200
+"""Points per engine in one plot."""
+_Floats = np.ndarray[Any, np.dtype[np.float64]]
 _INK = "#3c4650"
 _GRID = "#e4e8ec"
 _BUDGET = "#8a94a0"
@@ -116,9 +119,10 @@ def steady(cells: Sequence[Cell], colours: dict[str, str], name: str) -> str:
             colour = colours[cell.engine]
             # Engines run different numbers of frames in the same time, so the axis is time.
             clock = np.cumsum(latencies) / 1000
+            shown_at, shown_ms = _thinned(clock, latencies)
             left.plot(
-                clock,
-                latencies,
+                shown_at,
+                shown_ms,
                 ".",
                 color=colour,
                 markersize=max(1.5, min(5.0, 60 / len(latencies) ** 0.5)),
@@ -131,6 +135,9 @@ def steady(cells: Sequence[Cell], colours: dict[str, str], name: str) -> str:
             )
             ordered = np.sort(latencies)
             share = np.arange(1, len(ordered) + 1) / len(ordered) * 100
+            if len(ordered) > _POINTS:  # steps closer than a pixel
+                kept = np.unique(np.linspace(0, len(ordered) - 1, _POINTS).round().astype(int))
+                ordered, share = ordered[kept], share[kept]
             right.step(
                 np.concatenate([ordered[:1], ordered]),
                 np.concatenate([[0], share]),
@@ -141,15 +148,15 @@ def steady(cells: Sequence[Cell], colours: dict[str, str], name: str) -> str:
             )
         high = max(values.max(), 1e-3)
         low = values.min()
-        shown = [ms for ms in BUDGETS_MS.values() if low / 3 <= ms <= high * 3]
+        budgets = [ms for ms in BUDGETS_MS.values() if low / 3 <= ms <= high * 3]
         if log:
             left.set_yscale("log")
             right.set_xscale("log")
-            span = (min([low, *shown]) / 1.25, max([high, *shown]) * 1.25)
+            span = (min([low, *budgets]) / 1.25, max([high, *budgets]) * 1.25)
             _plain_log_ticks(left.yaxis)
             _plain_log_ticks(right.xaxis)
         else:
-            span = (0.0, max([high, *shown]) * 1.06)
+            span = (0.0, max([high, *budgets]) * 1.06)
         left.set_ylim(*span)
         right.set_xlim(*span)
         for label, budget in BUDGETS_MS.items():
@@ -174,7 +181,9 @@ def steady(cells: Sequence[Cell], colours: dict[str, str], name: str) -> str:
         left.set_xlim(left=0)
         left.set_xlabel("seconds of measured time (ticks: a fresh process begins)")
         left.set_ylabel("ms per frame")
-        left.set_title(f"{cells[0].size}: every frame, in order")
+        thinned = any(len(cell.steady()) > _POINTS for cell in cells)
+        what = "slowest and fastest of each stretch" if thinned else "every frame, in order"
+        left.set_title(f"{cells[0].size}: {what}")
         right.set_ylim(0, 102)
         right.set_xlabel("ms per frame")
         right.set_ylabel("% of frames at most this slow")
@@ -210,6 +219,20 @@ def cold(cells: Sequence[Cell]) -> str:
         axes.set_xlabel("ms from starting Python to the first finished frame (medians over rounds)")
         figure.legend(loc="outside lower center", ncols=len(COLD_PARTS))
         return _svg(figure, "cold")
+
+
+def _thinned(at: _Floats, values: _Floats) -> tuple[_Floats, _Floats]:
+    """Return at most about ``_POINTS`` points: of each stretch its fastest and slowest.
+
+    A page with tens of thousands of points opens slowly, and one looks for the extremes.
+    """
+    if len(values) <= _POINTS:
+        return at, values
+    kept: set[int] = set()
+    for stretch in np.array_split(np.arange(len(values)), _POINTS // 2):
+        kept |= {int(stretch[values[stretch].argmin()]), int(stretch[values[stretch].argmax()])}
+    order = sorted(kept)
+    return at[order], values[order]
 
 
 def _figure(width: float, height: float, columns: int) -> tuple[Figure, list[Axes]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from topcoat.runtime.report._measure import BUDGETS_MS, COLD_PARTS, Report
+from topcoat.runtime.report._measure import BUDGETS_MS, COLD_PARTS, Report, percent
 
 
 def render(report: Report) -> str:
@@ -26,7 +26,7 @@ def render(report: Report) -> str:
             lines.append(f"{label}  not measured: {cell.error}")
             continue
         figures = "".join(f"{cell.percentile(p):9.2f}" for p in (50, 95, 99, 100))
-        shares = "".join(f"{cell.share_within(ms):>8.0%}" for ms in BUDGETS_MS.values())
+        shares = "".join(f"{percent(cell.share_within(ms)):>8}" for ms in BUDGETS_MS.values())
         memory = f"{cell.peak_memory_mb:9.0f}" if cell.peak_memory_mb is not None else f"{'?':>9}"
         lines.append(f"{label}{figures}{len(cell.steady()):>8}{shares}{memory}")
     titles = {name: name.replace("_", " ") for name in COLD_PARTS}
