@@ -151,7 +151,7 @@ def test_the_papers_form_replaces_a_bundle_with_force_and_says_what_to_run_next(
     assert done.code == 0, done.stderr
     assert f"topcoat run photo.jpg styled.jpg --model {old}" in done.stdout
     assert f"bench-latency {old}" in done.stdout
-    assert "| onnxruntime-cpu fp32 | passed |" in done.stdout
+    assert "| onnxruntime-cpu fp32 | passed |" in " ".join(done.stdout.split())
     assert topcoat.runtime.verify_files(old).name == "paper"
     assert not (old / "model.fp16.onnx").exists()
     report = json.loads((old / "parity.json").read_text(encoding="utf-8"))
