@@ -230,16 +230,20 @@ def _manifest(
 
 
 def _parity_entry(row: ParityRow) -> dict[str, Any]:
-    entry: dict[str, Any] = {
+    """What the runtime asks before it uses an engine, and shows; parity.json has the rest."""
+    found = row.groups.get("photographs")
+    shown = ("max_steps", "psnr_db", "changed", "within_4_steps")
+    return {
         "backend": row.engine.backend,
         "compute": row.engine.compute,
         "passed": bool(row),
-        "photographs": {},
-    }
-    for group, found in row.groups.items():
         # A PSNR without difference is infinite, which JSON cannot say: the key is left out.
-        entry[group] = {k: v for k, v in found.to_json().items() if v is not None}
-    return entry
+        "photographs": {
+            name: value
+            for name, value in (found.to_json() if found else {}).items()
+            if name in shown and value is not None
+        },
+    }
 
 
 def _check_weights(network: FrameNetwork) -> None:
@@ -300,7 +304,8 @@ def _staged(place: Path) -> Iterator[Path]:
     try:
         yield stage
     except OSError as error:
-        if isinstance(error, OutputError) or error.errno is None:
+        # A broken pipe comes from whoever is told of the progress, not from the disk.
+        if isinstance(error, OutputError | BrokenPipeError) or error.errno is None:
             raise
         raise OutputError(
             f"cannot write {place}: {error.strerror}; make room or give another place with -o"

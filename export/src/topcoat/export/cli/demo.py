@@ -77,9 +77,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     import topcoat.export._errors as ours
     import topcoat.runtime
     import topcoat.train
+    from topcoat.export.cli.export_engine import reader_gone
 
     try:
         return _demo(args)
+    except BrokenPipeError:
+        return reader_gone()
     except KeyboardInterrupt:
         return _say("interrupted", 130)
     except (ours.GraphError, ours.ParityError, topcoat.runtime.TopcoatError) as error:

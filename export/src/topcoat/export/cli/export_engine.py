@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -84,14 +85,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         exported = _export(args)
+        if args.json:
+            print(json.dumps(outcome(exported), indent=1, ensure_ascii=False, allow_nan=False))
+            sys.stdout.flush()
+    except BrokenPipeError:
+        return reader_gone()
     except KeyboardInterrupt:
         return _say("interrupted; nothing was written", 130)
     except (ours.GraphError, ours.ParityError, topcoat.runtime.TopcoatError) as error:
         return _say(str(error), 1)
     except (ours.TopcoatError, topcoat.train.TopcoatError) as error:
         return _say(str(error), 2)
-    if args.json:
-        print(json.dumps(outcome(exported), indent=1, ensure_ascii=False, allow_nan=False))
     if not exported:
         return _say(failure_line(exported), 1)
     return 0
@@ -182,6 +186,13 @@ def _short(path: Path) -> str:
         return str(path.relative_to(Path.cwd()))
     except ValueError:
         return str(path)
+
+
+def reader_gone() -> int:
+    """Leave quietly when nobody reads our output any more, as ``| head`` does."""
+    # Python flushes standard output once more at the end, and would complain then.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1
 
 
 def _say(line: str, code: int) -> int:
