@@ -87,7 +87,12 @@ def overview(cells: Sequence[Cell], colours: dict[str, str]) -> str:
         else:
             axes.set_ylim(0, max(top, *BUDGETS_MS.values()) * 1.15)
         axes.set_xlim(-0.55, len(sizes) - 0.45 + 0.12)
-        for name, budget in BUDGETS_MS.items():
+        labels = {budget: name for name, budget in BUDGETS_MS.items()}
+        if not log and np.ptp(list(labels)) < 0.05 * axes.get_ylim()[1]:
+            # Lines too close for a label each: the upper one speaks for all.
+            together = ", ".join(labels[budget] for budget in sorted(labels))
+            labels = dict.fromkeys(labels, "") | {max(labels): together}
+        for budget, name in labels.items():
             axes.axhline(budget, color=_BUDGET, linestyle=(0, (5, 3)), linewidth=1, zorder=0.9)
             axes.annotate(
                 name,
