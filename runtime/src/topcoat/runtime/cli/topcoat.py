@@ -278,7 +278,8 @@ def _run_video(arguments: argparse.Namespace) -> dict[str, Any]:
         finally:
             progress.clear()
         if not (arguments.quiet or arguments.json):
-            sound = f"{report.audio_streams} sound streams copied"
+            streams = report.audio_streams
+            sound = f"{streams} sound stream{'' if streams == 1 else 's'} copied"
             print(
                 f"{target}  {report.frames} frames {report.width}x{report.height}  {sound}"
                 f"  {progress.rate:.2f} frames/s  {_engine(model)}",
@@ -332,11 +333,22 @@ def _info(arguments: argparse.Namespace) -> int:
     for variant in manifest.variants:
         print(f"  {variant.file:<18} {variant.precision}, {variant.bytes / 1e6:.2f} MB")
         for row in variant.parity:
-            figures = "  ".join(f"{key} {value:g}" for key, value in row.photographs.items())
+            figures = ", ".join(_figure(key, value) for key, value in row.photographs.items())
             verdict = "passed" if row.passed else "FAILED"
             print(f"    {row.backend:<16} {row.compute:<5} {verdict}  {figures}")
     print(f"  files         {total} of {total} have the hash that manifest.json says")
     return 0
+
+
+def _figure(key: str, value: float) -> str:
+    """Say one number of a parity row for people."""
+    known = {
+        "max_steps": f"off by at most {value:g} of 255",
+        "psnr_db": f"{value:.1f} dB",
+        "changed": f"{value:.2%} of values differ",
+        "within_4_steps": f"{value:.2%} within 4",
+    }
+    return known.get(key, f"{key} {value:g}")
 
 
 def _manifest_json(manifest: Manifest) -> dict[str, Any]:
