@@ -6,10 +6,10 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from tests.export.conftest import ExportedBundle, tiny_checkpoint
 from topcoat.export import onnx_from_network
 from topcoat.export.onnx_from_checkpoint import FrameGraph, weights_sha256
 from topcoat.export.parity import reference_frame
+from topcoat.runtime.backends.onnxruntime import import_onnxruntime
 from topcoat.train.networks import FrameNetwork
 
 FLOAT16, UINT8 = onnx.TensorProto.FLOAT16, onnx.TensorProto.UINT8
@@ -39,8 +40,8 @@ def sizes(value: onnx.ValueInfoProto) -> list[str | int]:
     return [dim.dim_param or dim.dim_value for dim in dims]
 
 
-def session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
-    return onnxruntime.InferenceSession(
+def session(model: onnx.ModelProto) -> Any:  # noqa: ANN401 - the package has no types
+    return import_onnxruntime().InferenceSession(
         model.SerializeToString(), providers=["CPUExecutionProvider"]
     )
 
