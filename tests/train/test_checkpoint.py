@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from topcoat.train import Checkpoint, CheckpointError, OutputError, load_checkpoint, save_checkpoint
-from topcoat.train.checkpoint import FORMAT
+from topcoat.train.checkpoint import FORMAT, check_writable
 from topcoat.train.networks import build_network
 
 SETTINGS = {"width": 4, "blocks": 1}
@@ -147,7 +147,23 @@ except OutputError as error:
     assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]
 
 
+def test_settings_of_the_wrong_type_are_refused() -> None:
+    checkpoint = make_checkpoint()
+    checkpoint.network = {"name": "johnson", "settings": {"width": "wide"}}
+    with pytest.raises(CheckpointError, match="network settings cannot be used"):
+        checkpoint.build_network()
+
+
+def test_what_a_killed_write_left_behind_is_cleared_away(tmp_path: Path) -> None:
+    (tmp_path / ".a.pt.x1y2.part").write_bytes(b"half")
+    (tmp_path / ".b.pt.x1y2.part").write_bytes(b"another run's")
+    check_writable(tmp_path / "a.pt")
+    assert [path.name for path in tmp_path.iterdir()] == [".b.pt.x1y2.part"]
+
+
 def test_a_folder_that_cannot_be_written_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OutputError, match="cannot write"):
         save_checkpoint(make_checkpoint(), tmp_path / "file" / "a.pt")
+    with pytest.raises(OutputError, match="give another place with --output"):
+        check_writable(tmp_path / "file" / "a.pt")

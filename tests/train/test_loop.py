@@ -2,11 +2,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from topcoat.train import DivergenceError, load_checkpoint
 from topcoat.train.data import Photographs, find_pictures
-from topcoat.train.loop import MAX_ROLLBACKS, Outcome, RunSettings, Task, train
+from topcoat.train.loop import MAX_ROLLBACKS, Outcome, RunSettings, Task, _Run, train
 from topcoat.train.networks import build_network
 
 SETTINGS = {"width": 4, "blocks": 1}
@@ -67,9 +68,49 @@ def test_a_nan_rolls_back_with_half_the_learning_rate_and_goes_on(
     assert "roll-back 1 of at most 3" in capsys.readouterr().err
 
 
-def test_after_three_roll_backs_it_stops_with_an_explanation(
+def test_after_three_roll_backs_it_stops_and_leaves_the_last_good_weights(
     tmp_path: Path, photographs: Path
 ) -> None:
-    with pytest.raises(DivergenceError, match=r"after 3 roll-backs.*--learning-rate"):
+    with pytest.raises(DivergenceError, match=r"after 3 roll-backs.*out\.pt holds the last good"):
         _train(tmp_path, photographs, set(range(2, 3 + MAX_ROLLBACKS)))
-    assert not (tmp_path / "out.pt").exists()
+    checkpoint = load_checkpoint(tmp_path / "out.pt")
+    assert checkpoint.step == 0
+    assert all(torch.isfinite(value).all() for value in checkpoint.weights.values())
+
+
+def test_every_roll_back_restores_weights_and_moments(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = build_network("johnson", SETTINGS)
+    optimizer = torch.optim.Adam(network.parameters(), 0.1)
+    task = Task(
+        kind="style",
+        network=network,
+        loss=lambda _network, _frames: {},
+        modules=[],
+        preview=None,
+        recipe={},
+        network_entry={},
+        style={},
+        state={},
+    )
+    run = _Run(
+        task, RunSettings(output=tmp_path / "x.pt"), network, optimizer, Accelerator(cpu=True)
+    )
+
+    def step() -> None:
+        torch.autograd.backward(network(torch.rand(1, 3, 16, 16)).square().mean())
+        optimizer.step()
+
+    def moments() -> list[Tensor]:
+        return [state["exp_avg"].clone() for state in optimizer.state.values()]
+
+    step()
+    run.snapshot()
+    weights, averages = [p.detach().clone() for p in network.parameters()], moments()
+    for _ in range(2):
+        step()
+        assert not all(map(torch.equal, network.parameters(), weights))
+        run.roll_back({"total": float("nan")}, 0.1)
+        assert all(map(torch.equal, network.parameters(), weights))
+        assert all(map(torch.equal, moments(), averages))
+    assert run.lr_factor == 0.25

@@ -1,4 +1,5 @@
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from topcoat.train import LossWeightsError, RecipeError
 from topcoat.train.losses import LossNetwork, find_loss_weights, load_loss_network
 from topcoat.train.losses.features import layer_index, layer_names
+from topcoat.train.recipes import RECIPES
 
 
 @pytest.mark.parametrize(
@@ -117,6 +119,17 @@ def test_the_hub_cache_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert find_loss_weights("vgg16").origin == "hub cache"
 
 
+def test_vgg19_s_published_weights_are_taken_with_their_own_input_only(tmp_path: Path) -> None:
+    path = tmp_path / "vgg19-dcbb9e9d.pth"
+    torch.save(LossNetwork("vgg19", ["relu1_2"]).state_dict(), path)
+    with pytest.raises(LossWeightsError, match="--loss-input imagenet"):
+        load_loss_network("vgg19", ["relu1_2"], path, "oxford")
+    load_loss_network("vgg19", ["relu1_2"], path, "imagenet")
+    vgg19 = replace(RECIPES["modern"], loss_network="vgg19")
+    assert vgg19.loss_convention() == "imagenet"
+    assert RECIPES["modern"].loss_convention() == "oxford"
+
+
 def test_the_real_weights_are_recognised_and_told_apart_from_other_conventions() -> None:
     path = os.environ.get("TOPCOAT_VGG16_WEIGHTS")
     if not path:
@@ -125,3 +138,5 @@ def test_the_real_weights_are_recognised_and_told_apart_from_other_conventions()
     assert network(torch.rand(1, 3, 32, 32))["relu3_3"].max() > 10  # 0-255 input: large activations
     with pytest.raises(LossWeightsError, match="--loss-input oxford"):
         load_loss_network("vgg16", ["relu1_2"], path, "imagenet")
+    with pytest.raises(LossWeightsError, match="holds VGG16, not vgg19"):
+        load_loss_network("vgg19", ["relu1_2"], path, "oxford")

@@ -82,6 +82,13 @@ def test_paper_total_variation_has_the_gradient_that_its_strength_multiplies() -
     assert frame.grad[0, 0, 1, 1].item() / 255**2 == pytest.approx(4.0)
 
 
+def test_paper_total_variation_is_a_mean_over_the_batch() -> None:
+    frame = torch.rand(1, 3, 6, 6)
+    torch.testing.assert_close(
+        total_variation(frame.repeat(4, 1, 1, 1), "paper"), total_variation(frame, "paper")
+    )
+
+
 @pytest.mark.parametrize("form", ["mean", "paper"])
 def test_total_variation_of_one_colour_is_zero_and_of_stripes_is_not(form: str) -> None:
     stripes = torch.zeros(1, 3, 8, 8)

@@ -59,7 +59,8 @@ def test_the_output_stays_within_the_scaled_tanh() -> None:
         ({"width": 0}, "width must be 1 to 512"),
         ({"form": "cubist"}, "form must be modern or paper"),
         ({"norm": "layer"}, "norm must be instance or batch"),
-        ({"depth": 3}, "no setting depth; its settings are blocks, form, norm, width"),
+        ({"upsampling": "cubic"}, "upsampling must be nearest or bilinear"),
+        ({"depth": 3}, "no setting depth; its settings are blocks, form, norm, upsampling, width"),
     ],
 )
 def test_wrong_settings_say_what_is_wanted(settings: dict[str, object], complaint: str) -> None:

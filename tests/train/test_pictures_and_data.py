@@ -15,16 +15,20 @@ from topcoat.train.style import load_style
 from topcoat.train.styles import STYLES, draw_style
 
 
-def _png(width: int, height: int) -> bytes:
-    """A grey PNG of any size, small in bytes however large in pixels."""
+def _png(width: int, height: int, depth: int = 8, colour: int = 0) -> bytes:
+    """A PNG of one value and any size, small in bytes however large in pixels.
+
+    ``colour`` is 0 for grey, 2 for RGB.
+    """
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return (
             struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
         )
 
-    rows = (b"\0" + b"\x80" * width) * height
-    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    row = b"\x80" * (width * depth // 8 * (3 if colour == 2 else 1))
+    rows = (b"\0" + row) * height
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     return (
         b"\x89PNG\r\n\x1a\n"
         + chunk(b"IHDR", header)
@@ -50,6 +54,7 @@ BAD_PICTURES = {
         _encoded(Image.fromarray(np.full((80, 80), 40_000, np.uint16)), "PNG"),
         "more than 8 bits",
     ),
+    "sixteen_bit_rgb.png": (_png(80, 80, depth=16, colour=2), "more than 8 bits"),
     "dot.png": (_png(1, 1), "is 1x1; wanted: at least 64 pixels"),
     "thread.png": (_png(30_000, 1), "is 30000x1; wanted"),
 }
@@ -173,6 +178,41 @@ def test_broken_pictures_are_replaced_and_named(tmp_path: Path, photographs: Pat
     messages = [m for _, found in batches(dataset, range(3), 2, workers=0) for m in found]
     assert messages
     assert all("broken.jpg is not a picture" in message for message in messages)
+
+
+def test_pictures_too_thin_to_crop_are_replaced_and_named(
+    tmp_path: Path, photographs: Path
+) -> None:
+    good = find_pictures(photographs)[0]
+    (tmp_path / good.name).write_bytes(good.read_bytes())
+    (tmp_path / "thread.png").write_bytes(_png(30_000, 1))
+    (tmp_path / "dot.png").write_bytes(_png(1, 1))
+    dataset = Photographs(find_pictures(tmp_path), 64, "crop", 0)
+    messages = {m for _, found in batches(dataset, range(3), 2, workers=0) for m in found}
+    assert any("thread.png is 30000x1; wanted" in message for message in messages)
+    assert any("dot.png is 1x1; wanted" in message for message in messages)
+    with pytest.raises(ContentError, match="1 usable of 3"):
+        require_usable(find_pictures(tmp_path), 2)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_pictures_that_vanish_end_in_one_clear_error(
+    tmp_path: Path, photographs: Path, workers: int
+) -> None:
+    for path in find_pictures(photographs)[:2]:
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    dataset = Photographs(find_pictures(tmp_path), 32, "crop", 0)
+    for path in find_pictures(tmp_path):
+        path.unlink()
+    with pytest.raises(ContentError, match="no picture can be used any more; the last: no picture"):
+        list(batches(dataset, range(2), 2, workers=workers))
+
+
+def test_a_link_that_leads_nowhere_is_no_picture(tmp_path: Path, photographs: Path) -> None:
+    good = find_pictures(photographs)[0]
+    (tmp_path / good.name).write_bytes(good.read_bytes())
+    (tmp_path / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    assert [path.name for path in find_pictures(tmp_path)] == [good.name]
 
 
 def test_fewer_usable_pictures_than_a_batch_says_so(tmp_path: Path, photographs: Path) -> None:

@@ -44,7 +44,9 @@ def test_the_difference_of_two_recipes_lists_exactly_what_differs() -> None:
         ("form", "baroque", "form must be one of modern, paper"),
         ("style_layers", (), "at least one layer"),
         ("style_layers", ("relu1_2", "relu1_2"), "twice"),
-        ("style_size", 8, "at least 64 pixels"),
+        ("style_size", 8, "64 to 4096 pixels"),
+        ("style_size", 200_000, "64 to 4096 pixels"),
+        ("seed", -1, "seed must be 0 or more"),
     ],
 )
 def test_a_field_out_of_range_says_what_is_wanted(
@@ -53,6 +55,11 @@ def test_a_field_out_of_range_says_what_is_wanted(
     changes: dict[str, Any] = {field: value}
     with pytest.raises(RecipeError, match=complaint):
         replace(RECIPES["modern"], **changes)
+
+
+def test_the_paper_s_form_needs_a_crop_larger_than_its_padding() -> None:
+    with pytest.raises(RecipeError, match="got 32 for 5 blocks; try 64"):
+        replace(RECIPES["johnson2016"], crop=32)
 
 
 def test_unknown_names_are_answered_with_the_known_ones() -> None:

@@ -1,6 +1,7 @@
 """``train-style`` as a user meets it: in a process of its own."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from topcoat.train import load_checkpoint
+from topcoat.train.losses import LossNetwork
 
 from .conftest import Run
 
@@ -92,14 +94,52 @@ def test_ctrl_c_saves_and_says_how_to_go_on(
     assert load_checkpoint(tmp_path / "mosaic.pt").step >= 3
 
 
+def test_ctrl_c_in_the_first_seconds_leaves_no_traceback(
+    environment: dict[str, str], tmp_path: Path, photographs: Path, tiny: tuple[str, ...]
+) -> None:
+    command = [sys.executable, "-m", "topcoat.train.cli.train_style", "--style", "mosaic"]
+    command += ["--content", str(photographs), *tiny, "--workers", "1", "--steps", "100000"]
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("training on"):
+            break
+    time.sleep(0.3)  # while the decoding process starts
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to every process of the group
+    _, errors = process.communicate(timeout=120)
+    assert "Traceback" not in errors
+    assert process.returncode == 130
+    assert load_checkpoint(tmp_path / "mosaic.pt").step >= 1
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        (),
+        # Of the paper's recipe only batch norm depends on how a batch is split.
+        (
+            *("--recipe", "johnson2016", "--norm", "instance"),
+            *("--style-layers", "relu1_2,relu2_2,relu3_3"),
+        ),
+    ],
+    ids=["modern", "johnson2016"],
+)
 def test_two_processes_train_the_network_that_one_does(
+    recipe: tuple[str, ...],
     train_style: Run,
     environment: dict[str, str],
     tmp_path: Path,
     photographs: Path,
     tiny: tuple[str, ...],
 ) -> None:
-    common = ("--style", "mosaic", "--content", str(photographs), "--steps", "4", *tiny)
+    common = ("--style", "mosaic", "--content", str(photographs), "--steps", "4", *tiny, *recipe)
     one = train_style(*common, "--output", "one.pt")
     assert one.returncode == 0, one.stderr
     launcher = [
@@ -146,6 +186,29 @@ def test_a_finished_run_goes_on_when_more_steps_are_asked_for(
     assert "3 steps already, 3 are asked for; pass --steps" in done.stderr
     assert train_style("--resume", "mosaic.pt", "--steps", 5).returncode == 0
     assert load_checkpoint(tmp_path / "mosaic.pt").step == 5
+
+
+def test_resuming_with_other_loss_weights_is_refused(
+    train_style: Run, tmp_path: Path, photographs: Path, tiny: tuple[str, ...]
+) -> None:
+    first = train_style("--style", "mosaic", "--content", photographs, "--steps", 2, *tiny)
+    assert first.returncode == 0, first.stderr
+    torch.manual_seed(1)
+    torch.save(LossNetwork("vgg16", ["relu3_3"]).state_dict(), tmp_path / "other.pth")
+    done = train_style("--resume", "mosaic.pt", "--steps", 4, "--loss-weights", "other.pth")
+    assert done.returncode == 2
+    assert "other.pth holds other weights than the run began with" in done.stderr
+
+
+def test_resuming_into_another_existing_file_needs_force(
+    train_style: Run, tmp_path: Path, photographs: Path, tiny: tuple[str, ...]
+) -> None:
+    first = train_style("--style", "mosaic", "--content", photographs, "--steps", 2, *tiny)
+    assert first.returncode == 0, first.stderr
+    (tmp_path / "b.pt").write_bytes(b"precious")
+    done = train_style("--resume", "mosaic.pt", "--steps", 4, "--output", "b.pt")
+    assert done.returncode == 2
+    assert (tmp_path / "b.pt").read_bytes() == b"precious"
 
 
 def test_dropping_the_state_makes_a_small_checkpoint_that_says_it_cannot_be_resumed(

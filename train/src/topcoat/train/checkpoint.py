@@ -51,7 +51,8 @@ class Checkpoint:
     step: int
     """Training steps done."""
     history: list[dict[str, float]] = field(default_factory=list)
-    """One entry per logged step: ``step``, ``total`` and the parts of the loss."""
+    """One entry per logged step: ``step``, ``total`` and the parts of the loss, ``learning_rate``,
+    and ``seconds`` of training so far."""
     style: dict[str, Any] = field(default_factory=dict)
     """``name``, ``sha256`` and pixel ``size`` of the style picture."""
     versions: dict[str, str] = field(default_factory=dict)
@@ -65,7 +66,12 @@ class Checkpoint:
         Raises:
             CheckpointError: the weights are not those of the network that the file names.
         """
-        network = build_network(self.network["name"], self.network["settings"])
+        try:
+            network = build_network(self.network["name"], self.network["settings"])
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"the checkpoint's network settings cannot be used ({error}); train again"
+            ) from None
         try:
             network.load_state_dict(self.weights)
         except RuntimeError as error:
@@ -105,13 +111,36 @@ def save_checkpoint(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> Non
         OSError,
         RuntimeError,
     ) as error:  # torch's zip writer raises RuntimeError on a full disk
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
         if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
             raise
         kept = "; the earlier checkpoint there is kept" if path.exists() else ""
         reason = getattr(error, "strerror", None) or "the disk is full or went away"
         raise OutputError(f"cannot write {path}: {reason}{kept}") from None
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Find out before hours of work whether a checkpoint can be written to ``path``.
+
+    Also removes what a killed process left of an unfinished write to the same name.
+
+    Raises:
+        OutputError: it cannot.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for stale in path.parent.glob(f".{path.name}.*.part"):
+            stale.unlink(missing_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        os.close(handle)
+        Path(name).unlink()
+    except OSError as error:
+        raise OutputError(
+            f"cannot write {path}: {error.strerror}; give another place with --output"
+        ) from None
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
@@ -148,7 +177,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     entries: dict[str, Any] = {name: content.get(name) for name in (*_REQUIRED, "state")}
     checkpoint = Checkpoint(**entries)
     network = checkpoint.network
-    if network.get("name") not in NETWORKS or not isinstance(network.get("settings"), dict):
+    if str(network.get("name")) not in NETWORKS or not isinstance(network.get("settings"), dict):
         raise CheckpointError(
             f"{path} names the network {network.get('name')!r}, which this version does not have; "
             "update topcoat-train"

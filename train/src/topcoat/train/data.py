@@ -5,11 +5,14 @@ A resumed run therefore needs no sampler state, and any split over worker proces
 yields the same samples.
 """
 
+import contextlib
 import hashlib
 import os
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +23,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from topcoat.train._errors import ContentError, PictureError
-from topcoat.train.pictures import SUFFIXES, open_rgb, resize_shorter_side, to_array
+from topcoat.train.pictures import SUFFIXES, open_photograph, resize_shorter_side, to_array
 
 
 def find_pictures(folder: str | os.PathLike[str]) -> list[Path]:
@@ -38,6 +41,7 @@ def find_pictures(folder: str | os.PathLike[str]) -> list[Path]:
         for root, _, names in os.walk(folder)
         for name in names
         if name.lower().endswith(SUFFIXES) and not name.startswith(".")
+        if Path(root, name).is_file()  # a link may lead nowhere
     )
     if not found:
         raise ContentError(f"no jpg, png or webp below {folder}; give a folder of photographs")
@@ -52,12 +56,16 @@ def fingerprint(pictures: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
+_ZOOM = 1.25
+"""Crops are cut from pictures scaled to between 1 and this many times the crop."""
+
+
 @dataclass(frozen=True)
 class Sample:
     """One training picture, or what could be had in its place."""
 
     pixels: Tensor
-    """(crop, crop, 3) uint8."""
+    """(crop, crop, 3) uint8; empty if no picture of the folder could be used."""
     broken: tuple[str, ...]
     """Files that were asked for first and could not be used: ``path: reason``."""
 
@@ -86,11 +94,7 @@ class Photographs(Dataset[Sample]):
         return len(self.pictures)
 
     def __getitem__(self, index: int) -> Sample:
-        """Sample number ``index`` of the run, counted over all epochs.
-
-        Raises:
-            ContentError: no picture of the folder can be decoded.
-        """
+        """Sample number ``index`` of the run, counted over all epochs."""
         count = len(self.pictures)
         epoch, position = divmod(index, count)
         if epoch != self._epoch:
@@ -101,19 +105,20 @@ class Photographs(Dataset[Sample]):
         for offset in range(count):
             path = self.pictures[self._order[(position + offset) % count]]
             try:
-                pixels = to_array(self._cut(open_rgb(path, at_least=self.crop), rng))
+                pixels = to_array(self._cut(open_photograph(path, round(_ZOOM * self.crop)), rng))
             except PictureError as error:
                 broken.append(str(error))
                 continue
             return Sample(torch.from_numpy(pixels.copy()), tuple(broken))
-        raise ContentError(f"none of the {count} pictures can be decoded; the last: {broken[-1]}")
+        # Not raised here: out of a worker process an error comes as a traceback in a string.
+        return Sample(torch.empty(0), tuple(broken))
 
     def _cut(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
         side = self.crop
         if self.fit == "squash":
             width, height = (max(16, length // 16 * 16) for length in image.size)
             return image.crop((0, 0, width, height)).resize((side, side), Image.Resampling.BICUBIC)
-        scaled = resize_shorter_side(image, round(side * rng.uniform(1.0, 1.25)))
+        scaled = resize_shorter_side(image, round(side * rng.uniform(1.0, _ZOOM)))
         left = int(rng.integers(0, scaled.width - side + 1))
         top = int(rng.integers(0, scaled.height - side + 1))
         cut = scaled.crop((left, top, left + side, top + side))
@@ -129,7 +134,7 @@ def require_usable(pictures: Sequence[Path], batch: int) -> None:
     usable, reasons = 0, []
     for path in pictures:
         try:
-            open_rgb(path, at_least=16)
+            open_photograph(path, at_least=16)
         except PictureError as error:
             reasons.append(str(error))
         else:
@@ -165,6 +170,9 @@ def batches(
     Yields:
         (batch/processes, 3, crop, crop) uint8, channels-last in memory, and messages about files
         that could not be used.
+
+    Raises:
+        ContentError: no picture of the folder can be used any more, or a worker process died.
     """
     share = batch // processes
     numbers = [[step * batch + rank * share + i for i in range(share)] for step in steps]
@@ -176,17 +184,48 @@ def batches(
         prefetch_factor=4 if workers else None,
         pin_memory=torch.cuda.is_available(),
         multiprocessing_context="forkserver" if workers and os.name == "posix" else None,
-        worker_init_fn=_leave_interrupts_to_the_parent,
+        # Of its own: the loader draws from it at every start, also when a run is resumed.
+        generator=torch.Generator(),
     )
-    yield from loader
+    with _interrupts_blocked():
+        source = iter(loader)
+    while True:
+        try:
+            pixels, broken = next(source)
+        except StopIteration:
+            return
+        except (RuntimeError, OSError, EOFError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ContentError(
+                f"a process that decodes pictures died ({reason}); resume, with --workers 0 if it "
+                "happens again"
+            ) from error
+        if not len(pixels):
+            raise ContentError(f"no picture can be used any more; the last: {broken[-1]}")
+        yield pixels, broken
 
 
-def _leave_interrupts_to_the_parent(_worker: int) -> None:
-    """Ctrl-C reaches the whole process group; a worker that died of it would fail the last step."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+@contextlib.contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """Start processes that never see Ctrl-C, which reaches the whole process group.
+
+    A worker that died of it would fail the step that is to be saved. Signals that are blocked here
+    stay blocked in the processes that are started meanwhile; this one gets them afterwards.
+    """
+    if os.name != "posix" or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    resource_tracker.ensure_running()  # starting it later would unblock what is blocked here
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _collate(samples: list[Sample]) -> tuple[Tensor, list[str]]:
-    pixels = torch.stack([sample.pixels for sample in samples])  # (B, H, W, 3)
     broken = [message for sample in samples for message in sample.broken]
+    if not all(len(sample.pixels) for sample in samples):
+        return torch.empty(0), broken
+    pixels = torch.stack([sample.pixels for sample in samples])  # (B, H, W, 3)
     return pixels.permute(0, 3, 1, 2), broken

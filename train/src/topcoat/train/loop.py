@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -52,12 +53,15 @@ class Task:
     """``name`` and ``settings`` for the checkpoint."""
     style: dict[str, Any]
     state: dict[str, Any]
-    """More that resuming needs: ``content`` (folder), ``content_fingerprint``, targets."""
+    """More that resuming needs: ``content`` (folder), ``content_fingerprint``, targets, …"""
 
 
 @dataclass(kw_only=True)
 class RunSettings:
-    """How a run is carried out; none of it changes what comes out."""
+    """How a run is carried out; none of it is meant to change what comes out.
+
+    (``compile`` may change the last bits.)
+    """
 
     output: Path
     checkpoint_every: int = 250
@@ -221,13 +225,19 @@ def train(
             values = accelerator.reduce(
                 torch.stack([part.detach().float() for part in parts.values()]), "mean"
             )
-            losses = dict(zip(parts, values.tolist(), strict=True))
-            if not all(map(math.isfinite, losses.values())) or not run.gradients_finite():
-                run.roll_back(losses, lr)
+            now = dict(zip(parts, values.tolist(), strict=True))
+            if not all(map(math.isfinite, now.values())) or not run.gradients_finite():
+                try:
+                    run.roll_back(now, lr)
+                except DivergenceError:
+                    if accelerator.is_main_process:
+                        run.save(with_state=True)
+                    raise
                 run.step += 1
                 bar.update()
                 tick = time.perf_counter()
                 continue
+            losses = now
             optimizer.step()
             run.step += 1
             durations.append(time.perf_counter() - tick)  # the wait for the batch included
@@ -237,7 +247,10 @@ def train(
                 | {"images/s": f"{batch / durations[-1]:.1f}"}
             )
             if run.step % settings.log_every == 0 or run.step == steps:
-                run.history.append({"step": run.step, **losses, "learning_rate": lr})
+                spent = run.seconds_before + time.perf_counter() - started
+                run.history.append(
+                    {"step": run.step, **losses, "learning_rate": lr, "seconds": round(spent, 1)}
+                )
                 if scalars is not None:
                     for name, value in {**losses, "learning_rate": lr}.items():
                         scalars(name, value, run.step)
@@ -253,12 +266,16 @@ def train(
             if interrupt.agreed(accelerator):
                 break
             tick = time.perf_counter()
-    finished = run.step >= steps
-    if accelerator.is_main_process:
-        if finished and settings.preview_every and run.step % settings.preview_every:
-            run.preview()
-        run.save(with_state=settings.keep_state or not finished)
-    accelerator.wait_for_everyone()
+        finished = run.step >= steps
+        interrupt.closing = True  # a second Ctrl-C must not tear the file that the first asked for
+        if accelerator.is_main_process:
+            if finished and settings.preview_every and run.step % settings.preview_every:
+                run.preview()
+            run.save(with_state=settings.keep_state or not finished)
+        accelerator.wait_for_everyone()
+    messages = list(broken)
+    if processes > 1:
+        messages = list(dict.fromkeys(gather_object(messages)))
     typical = sorted(durations)[len(durations) // 2] if durations else float("nan")
     return Outcome(
         checkpoint=settings.output,
@@ -266,7 +283,7 @@ def train(
         finished=finished,
         images_per_second=batch / typical,
         seconds=time.perf_counter() - started,
-        broken=list(broken),
+        broken=messages,
         losses=losses,
         rollbacks=run.rollbacks,
     )
@@ -295,6 +312,21 @@ def _log_line(
     )
 
 
+def _summary_writer(folder: Path) -> Any:  # noqa: ANN401 - the package has no types
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ModuleNotFoundError:
+        raise OutputError(
+            "--tensorboard needs the package tensorboard; pip install 'topcoat-train[tensorboard]'"
+        ) from None
+    try:
+        return SummaryWriter(os.fspath(folder))
+    except OSError as error:
+        raise OutputError(
+            f"cannot write scalars to {folder}: {error.strerror}; give a folder"
+        ) from None
+
+
 class _Run:
     """The state that a checkpoint holds, and the moves between states."""
 
@@ -311,6 +343,7 @@ class _Run:
         self.step = 0
         self.lr_factor = 1.0
         self.rollbacks = 0
+        self.seconds_before = 0.0
         self.history: list[dict[str, float]] = []
         self._good: dict[str, Any] = {}
 
@@ -321,11 +354,26 @@ class _Run:
                 "this checkpoint was made to ship and holds no optimiser state, so it cannot be "
                 "resumed; resume one that train-style wrote without --drop-state"
             )
-        self.network.load_state_dict(checkpoint.weights)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.history = checkpoint.step, list(checkpoint.history)
-        self.lr_factor, self.rollbacks = state["lr_factor"], state["rollbacks"]
-        torch.set_rng_state(state["rng"])
+        try:
+            self.network.load_state_dict(checkpoint.weights)
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.step, self.history = checkpoint.step, list(checkpoint.history)
+            self.lr_factor, self.rollbacks = float(state["lr_factor"]), int(state["rollbacks"])
+            torch.set_rng_state(state["rng"])
+            threads = int(state["threads"])
+            self.seconds_before = float(self.history[-1]["seconds"]) if self.history else 0.0
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            raise CheckpointError(
+                f"the checkpoint's state is damaged ({type(error).__name__}); "
+                "resume an earlier copy, or start again with --style"
+            ) from None
+        if self.accelerator.device.type == "cpu" and threads != torch.get_num_threads():
+            print(
+                f"note: this run began with {threads} threads and goes on with "
+                f"{torch.get_num_threads()}: the last bits will differ (--threads {threads} "
+                "makes them equal)",
+                file=sys.stderr,
+            )
 
     def gradients_finite(self) -> bool:
         norms = torch._foreach_norm(
@@ -340,7 +388,7 @@ class _Run:
         self._good = {
             "network": copy.deepcopy(self.network.state_dict()),
             "optimizer": copy.deepcopy(self.optimizer.state_dict()),
-            "history": len(self.history),
+            "step": self.step,
         }
 
     def roll_back(self, losses: dict[str, float], lr: float) -> None:
@@ -352,19 +400,18 @@ class _Run:
         bad = ", ".join(name for name, value in losses.items() if not math.isfinite(value))
         what = f"{bad} of step {self.step + 1}" if bad else f"a gradient of step {self.step + 1}"
         if self.rollbacks > MAX_ROLLBACKS:
-            kept = (
-                f"the checkpoint {self.settings.output} is from before"
-                if self.settings.output.exists()
-                else "no checkpoint was written"
-            )
+            self.network.load_state_dict(self._good["network"])
+            self.step = self._good["step"]
             raise DivergenceError(
                 f"training diverged: {what} is not finite after {MAX_ROLLBACKS} roll-backs, each "
-                f"with half the learning rate (last {lr:.3g}); {kept}. Try --learning-rate "
+                f"with half the learning rate (last {lr:.3g}); {self.settings.output} holds the "
+                f"last good weights, of step {self.step}. Start again with --learning-rate "
                 f"{lr / 4:.2g}, a lower --style-weight, or --precision fp32"
             )
         self.lr_factor /= 2
         self.network.load_state_dict(self._good["network"])
-        self.optimizer.load_state_dict(self._good["optimizer"])
+        # A copy: the optimiser goes on to write into the tensors that it is given.
+        self.optimizer.load_state_dict(copy.deepcopy(self._good["optimizer"]))
         tqdm.write(
             f"{what} is not finite: back to the last good weights with half the learning rate "
             f"(roll-back {self.rollbacks} of at most {MAX_ROLLBACKS})",
@@ -383,6 +430,7 @@ class _Run:
                 "lr_factor": self.lr_factor,
                 "rollbacks": self.rollbacks,
                 "rng": torch.get_rng_state(),
+                "threads": torch.get_num_threads(),
                 **self.task.state,
             }
         return Checkpoint(
@@ -436,6 +484,7 @@ class _Interrupt:
 
     def __init__(self) -> None:
         self.seen = False
+        self.closing = False
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "_Interrupt":
@@ -449,7 +498,7 @@ class _Interrupt:
             signal.signal(number, handler)
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
-        if self.seen and number == signal.SIGINT:
+        if self.seen and not self.closing and number == signal.SIGINT:
             raise KeyboardInterrupt  # asked twice: leave at once, with the last checkpoint
         self.seen = True
 
@@ -468,9 +517,7 @@ def _tensorboard(
     if settings.tensorboard is None or not accelerator.is_main_process:
         yield None
         return
-    from torch.utils.tensorboard import SummaryWriter
-
-    writer = SummaryWriter(os.fspath(settings.tensorboard))
+    writer = _summary_writer(settings.tensorboard)
     try:
         yield lambda name, value, step: writer.add_scalar(f"train/{name}", value, step)
     finally:

@@ -15,6 +15,27 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 """What counts as a picture in a folder, in any case."""
 
 
+MIN_SIDE = 16
+MAX_ASPECT = 8
+"""A photograph thinner than this would be scaled up to gigabytes to fill a square crop."""
+
+
+def open_photograph(path: str | os.PathLike[str], at_least: int | None = None) -> Image.Image:
+    """Read a photograph to train on: :func:`open_rgb`, and its shape is checked.
+
+    Raises:
+        PictureError: as :func:`open_rgb`, or too small or too thin to cut squares from.
+    """
+    image = open_rgb(path, at_least)
+    short, long = sorted(image.size)
+    if short < MIN_SIDE or long > MAX_ASPECT * short:
+        raise PictureError(
+            f"{path} is {image.width}x{image.height}; wanted: at least {MIN_SIDE} pixels on the "
+            f"short side and at most {MAX_ASPECT} times as long as wide"
+        )
+    return image
+
+
 def open_rgb(path: str | os.PathLike[str], at_least: int | None = None) -> Image.Image:
     """Read a picture as 8-bit RGB, upright.
 
@@ -42,10 +63,11 @@ def open_rgb(path: str | os.PathLike[str], at_least: int | None = None) -> Image
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd metadata and large sizes that still decode
             with Image.open(path) as image:
-                if image.mode.startswith("I") or image.mode == "F":
+                # 16-bit colour PNGs claim mode RGB; how they are packed tells them apart.
+                deep = any(";16" in str(tile) for tile in getattr(image, "tile", ()))
+                if deep or image.mode.startswith("I") or image.mode == "F":
                     raise PictureError(
-                        f"{path} has more than 8 bits a channel (mode {image.mode}); "
-                        "save it as an 8-bit picture"
+                        f"{path} has more than 8 bits a channel; save it as an 8-bit picture"
                     )
                 if at_least is not None:
                     image.draft("RGB", (at_least, at_least))

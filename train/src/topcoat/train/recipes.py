@@ -34,14 +34,18 @@ class StyleRecipe:
     )
     width: int = _setting(32, "channels at full size; time grows with its square")
     blocks: int = _setting(5, "residual blocks at quarter size")
+    upsampling: Literal["nearest", "bilinear"] = _setting(
+        "bilinear", "before a convolution, in the modern form; nearest leaves a 4-pixel grid"
+    )
     norm: Literal["instance", "batch"] = _setting("instance", "normalisation layers")
 
     loss_network: Literal["vgg16", "vgg19"] = _setting(
         "vgg16", "network whose features are compared"
     )
-    loss_input: Literal["oxford", "imagenet"] = _setting(
-        "oxford",
-        "input of the loss weights: oxford (0-255, mean subtracted) or imagenet (torchvision's)",
+    loss_input: Literal["auto", "oxford", "imagenet"] = _setting(
+        "auto",
+        "input that the loss weights want: oxford (0-255, mean subtracted; auto for vgg16) or "
+        "imagenet (torchvision's own; auto for vgg19)",
     )
     content_layer: str = _setting("relu3_3", "layer whose features the output keeps")
     style_layers: tuple[str, ...] = _setting(
@@ -54,7 +58,7 @@ class StyleRecipe:
     content_weight: float = _setting(1.0, "weight of the content loss")
     style_weight: float = _setting(10.0, "weight of the style loss")
     strength: float = _setting(1.0, "multiplies the style weight: the knob to turn per picture")
-    tv_weight: float = _setting(10.0, "weight of total variation")
+    tv_weight: float = _setting(25.0, "weight of total variation")
     tv_form: Literal["mean", "paper"] = _setting("mean", "how total variation is summed")
 
     style_size: int = _setting(
@@ -91,9 +95,16 @@ class StyleRecipe:
         for name in ("steps", "batch"):
             if getattr(self, name) < 1:
                 raise RecipeError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.style_size < 64:
+        if not 64 <= self.style_size <= 4096:
             raise RecipeError(
-                f"style_size must be at least 64 pixels, got {self.style_size}; try 512"
+                f"style_size must be 64 to 4096 pixels, got {self.style_size}; try 512"
+            )
+        if not 0 <= self.seed < 2**63:
+            raise RecipeError(f"seed must be 0 or more and below 2**63, got {self.seed}")
+        if self.form == "paper" and self.crop <= 8 * self.blocks:
+            raise RecipeError(
+                f"crop must exceed 8 times the blocks in the paper's form, which pads by that, "
+                f"got {self.crop} for {self.blocks} blocks; try {8 * self.blocks + 24 & ~3}"
             )
         if not 0 < self.learning_rate < 1:
             raise RecipeError(
@@ -129,12 +140,20 @@ class StyleRecipe:
 
     def network_settings(self) -> dict[str, Any]:
         """The part that :func:`topcoat.train.networks.build_network` takes."""
-        return {name: getattr(self, name) for name in ("form", "width", "blocks", "norm")}
+        return {name: getattr(self, name) for name in _NETWORK_FIELDS}
+
+    def loss_convention(self) -> Literal["oxford", "imagenet"]:
+        """``loss_input`` with ``auto`` resolved."""
+        if self.loss_input == "auto":
+            return "oxford" if self.loss_network == "vgg16" else "imagenet"
+        return self.loss_input
 
     def layers(self) -> tuple[str, ...]:
         """Every layer of the loss network that the objective reads."""
         return tuple(dict.fromkeys((*self.style_layers, self.content_layer)))
 
+
+_NETWORK_FIELDS = ("form", "width", "blocks", "upsampling", "norm")
 
 RECIPES: dict[str, StyleRecipe] = {
     "modern": StyleRecipe(name="modern"),

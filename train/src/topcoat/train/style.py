@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import platform
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +12,13 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
-from topcoat.train._errors import CheckpointError, ContentError, PictureError, RecipeError
+from topcoat.train._errors import (
+    CheckpointError,
+    ContentError,
+    LossWeightsError,
+    PictureError,
+    RecipeError,
+)
 from topcoat.train.checkpoint import Checkpoint
 from topcoat.train.data import Photographs, find_pictures, fingerprint, require_usable
 from topcoat.train.loop import Outcome, RunSettings, Task, train
@@ -21,6 +26,7 @@ from topcoat.train.losses import LossNetwork, PerceptualLoss, find_loss_weights,
 from topcoat.train.networks import FrameNetwork, build_network
 from topcoat.train.pictures import (
     file_sha256,
+    open_photograph,
     open_rgb,
     resize_longer_side,
     resize_shorter_side,
@@ -92,7 +98,12 @@ def prepare_recipe(run: StyleRun) -> StyleRecipe:
     """The recipe to run: the checkpoint's when resuming, with only ``steps`` from the call."""
     if run.resume is None:
         return run.recipe
-    stored = StyleRecipe.from_dict(run.resume.recipe)
+    try:
+        stored = StyleRecipe.from_dict(run.resume.recipe)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"the checkpoint's recipe cannot be used ({error}); start again with --style"
+        ) from None
     return replace(stored, steps=run.recipe.steps)
 
 
@@ -112,8 +123,9 @@ def train_style(run: StyleRun) -> Outcome:
 
     weights = find_loss_weights(recipe.loss_network, run.loss_weights)
     loss_network = load_loss_network(
-        recipe.loss_network, recipe.layers(), weights.path, recipe.loss_input
+        recipe.loss_network, recipe.layers(), weights.path, recipe.loss_convention()
     )
+    _check_objective(run, loss_network, weights.path)
     torch.manual_seed(recipe.seed)
     network = build_network(recipe.network, recipe.network_settings())
     grams = _style_grams(run.resume, loss_network, picture, recipe)
@@ -131,7 +143,7 @@ def train_style(run: StyleRun) -> Outcome:
             "content": folder,
             "content_fingerprint": fingerprint(pictures),
             "style_grams": grams,
-            "machine": platform.machine(),
+            "loss_weights_sha256": loss_network.sha256(),
         },
     )
     return train(
@@ -188,6 +200,16 @@ def _check_resume(
         )
 
 
+def _check_objective(run: StyleRun, loss_network: LossNetwork, path: Path) -> None:
+    if run.resume is None or run.resume.state is None:
+        return
+    if run.resume.state.get("loss_weights_sha256") != loss_network.sha256():
+        raise LossWeightsError(
+            f"{path} holds other weights than the run began with, so its objective would change; "
+            "pass the same file with --loss-weights"
+        )
+
+
 def _style_grams(
     resume: Checkpoint | None,
     loss_network: LossNetwork,
@@ -195,7 +217,13 @@ def _style_grams(
     recipe: StyleRecipe,
 ) -> dict[str, Tensor]:
     if resume is not None and resume.state is not None:
-        return dict(resume.state["style_grams"])
+        grams = resume.state.get("style_grams")
+        if not isinstance(grams, dict) or set(grams) != set(recipe.style_layers):
+            raise CheckpointError(
+                "the checkpoint lacks the style's Gram matrices; "
+                "resume an earlier copy, or start again with --style"
+            )
+        return grams
     if picture is None:  # a shipped checkpoint: the loop refuses it with the reason
         return {layer: torch.zeros(1, 1) for layer in recipe.style_layers}
     scaled = resize_longer_side(picture.image, recipe.style_size)
@@ -241,13 +269,13 @@ class _Preview:
         probes = sample_photographs()[:2]
         for path in (pictures or [])[:3]:
             try:
-                open_rgb(path)
+                open_photograph(path)
             except PictureError:
                 continue
             probes.append(path)
             break
         self.probes = [
-            resize_shorter_side(open_rgb(path), _PREVIEW_SIDE).crop(
+            resize_shorter_side(open_photograph(path), _PREVIEW_SIDE).crop(
                 (0, 0, _PREVIEW_SIDE, _PREVIEW_SIDE)
             )
             for path in probes

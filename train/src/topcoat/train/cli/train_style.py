@@ -33,6 +33,7 @@ def parser() -> argparse.ArgumentParser:
     """Build the parser; every recipe field has an option of its own."""
     top = argparse.ArgumentParser(
         prog="train-style",
+        usage="train-style --style PICTURE --content DIR [-o FILE] [options]",
         description="Train a network that repaints photographs in the style of one picture.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -163,8 +164,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"train-style: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("train-style: interrupted; the last checkpoint is kept", file=sys.stderr)
+        print("train-style: interrupted; checkpoints written so far are kept", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # the reader of our output went away, as `| head` does
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - stays open until exit
+        return 0
 
 
 def _overrides(args: argparse.Namespace) -> dict[str, Any]:
@@ -204,7 +208,7 @@ def _train(args: argparse.Namespace, resolved: StyleRecipe) -> int:
     output = args.output or args.resume or Path(Path(args.style).stem + ".pt")
     if output.is_dir():
         raise OutputError(f"{output} is a folder; give the checkpoint's file name with --output")
-    if output.exists() and args.resume is None and not args.force:
+    if output.exists() and output != args.resume and not args.force:
         raise OutputError(
             f"{output} exists; go on with --resume {output}, replace it with --force, "
             "or choose another --output"
@@ -215,13 +219,14 @@ def _train(args: argparse.Namespace, resolved: StyleRecipe) -> int:
     keep_freed_memory()
     import torch
 
-    from topcoat.train.checkpoint import load_checkpoint
+    from topcoat.train.checkpoint import check_writable, load_checkpoint
     from topcoat.train.loop import RunSettings
     from topcoat.train.style import StyleRun, train_style
 
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     checkpoint = None if args.resume is None else load_checkpoint(args.resume)
+    check_writable(output)
     if checkpoint is not None and args.steps is None:
         steps = int(checkpoint.recipe.get("steps", resolved.steps))
         resolved = dataclasses.replace(resolved, steps=steps)
@@ -274,7 +279,8 @@ def _report(args: argparse.Namespace, outcome: Any) -> int:  # noqa: ANN401 - lo
     if outcome.finished:
         print(f"next: export-engine {outcome.checkpoint}")
         return 0
-    print(f"to go on: train-style --resume {outcome.checkpoint}")
+    same = f" --loss-weights {args.loss_weights}" if args.loss_weights else ""
+    print(f"to go on: train-style --resume {outcome.checkpoint}{same}")
     return 130
 
 

@@ -112,6 +112,13 @@ class LossNetwork(nn.Module):
         self.requires_grad_(False)
         self.eval()
 
+    def sha256(self) -> str:
+        """Hash of the weights in use: tells whether a resumed run has the same objective."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.state_dict().items()):
+            digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
     def forward(self, frame: Tensor, until: str | None = None) -> dict[str, Tensor]:
         """(B, 3, H, W) RGB in [0, 1] -> {layer: (B, C, H', W')}, after the ReLU.
 
@@ -167,9 +174,9 @@ def find_loss_weights(network: str, given: str | os.PathLike[str] | None = None)
         f"(set {variable} to a file you have to avoid this)",
         file=sys.stderr,
     )
-    cached.parent.mkdir(parents=True, exist_ok=True)
     prefix = Path(name).stem.rsplit("-", 1)[1]
     try:
+        cached.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(_HUB + name, str(cached), hash_prefix=prefix)
     except (URLError, OSError, RuntimeError) as error:
         reason = getattr(error, "reason", None) or error
@@ -230,10 +237,18 @@ def load_loss_network(
             )
     first_conv = state["features.0.weight"].contiguous().float()
     digest = hashlib.sha256(first_conv.numpy().tobytes()).hexdigest()
-    if digest.startswith(_OXFORD_VGG16) and network_input != "oxford":
+    if digest.startswith(_OXFORD_VGG16):
+        if network != "vgg16":
+            raise LossWeightsError(f"{path} holds VGG16, not {network}; set --loss-network vgg16")
+        if network_input != "oxford":
+            raise LossWeightsError(
+                f"{path} holds the original Oxford weights, whose input is not {network_input!r}; "
+                "set --loss-input oxford"
+            )
+    if path.name == _HUB_FILE["vgg19"] and network_input != "imagenet":
         raise LossWeightsError(
-            f"{path} holds the original Oxford weights, whose input is not {network_input!r}; "
-            "set --loss-input oxford"
+            f"{path} was trained by torchvision, its input is not {network_input!r}; "
+            "set --loss-input imagenet"
         )
     built.load_state_dict({name: state[name] for name in wanted})
     if not all(torch.isfinite(value).all() for value in built.state_dict().values()):

@@ -75,6 +75,10 @@ class PerceptualLoss(nn.Module):
         if recipe.loss_scale == "relative":
             style = style / len(per_layer)
         tv = total_variation(output, recipe.tv_form)
+        if recipe.tv_form == "paper":
+            # The published strength multiplies a sum over the batch, beside losses that are means
+            # over it. Counting the whole batch, not this process's share, keeps that with several.
+            tv = tv * recipe.batch
         total = (
             recipe.content_weight * content
             + recipe.style_weight * recipe.strength * style

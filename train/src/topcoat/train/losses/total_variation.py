@@ -11,9 +11,9 @@ def total_variation(frame: Tensor, form: Literal["mean", "paper"] = "mean") -> T
     Args:
         frame: (B, C, H, W), RGB nominally in [0, 1]; H, W at least 2.
         form: ``mean``: mean over all differences of both directions, on [0, 1].
-            ``paper``: half the sum over the batch, on 0-255, over the (H-1)*(W-1) grid where both
-            differences exist: its gradient is the one that the published strengths, 1e-6 to
-            1e-4, multiply.
+            ``paper``: half the sum over a picture, on 0-255, over the (H-1)*(W-1) grid where both
+            differences exist, mean over the batch: times the batch, its gradient is the one that
+            the published strengths, 1e-6 to 1e-4, multiply.
 
     Returns:
         scalar float32.
@@ -28,7 +28,7 @@ def total_variation(frame: Tensor, form: Literal["mean", "paper"] = "mean") -> T
         frame = frame * 255
         down = frame[:, :, 1:, :-1] - frame[:, :, :-1, :-1]
         right = frame[:, :, :-1, 1:] - frame[:, :, :-1, :-1]
-        return 0.5 * (down.square().sum() + right.square().sum())
+        return 0.5 * (down.square().sum() + right.square().sum()) / len(frame)
     down = frame[:, :, 1:] - frame[:, :, :-1]
     right = frame[..., 1:] - frame[..., :-1]
     return (down.square().sum() + right.square().sum()) / (down.numel() + right.numel())

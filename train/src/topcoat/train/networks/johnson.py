@@ -26,12 +26,17 @@ class JohnsonSettings:
     """Channels at full size; twice that at half size, four times at quarter size."""
     blocks: int = 5
     """Residual blocks at quarter size."""
+    upsampling: Literal["nearest", "bilinear"] = "nearest"
+    """How the modern form doubles the size before a convolution. ``nearest`` leaves steps at fixed
+    places, and a network learns to draw on that grid; ``bilinear`` leaves none."""
     norm: Literal["instance", "batch"] = "instance"
     """The paper used batch; its authors' later models, and everybody since, instance."""
 
     def __post_init__(self) -> None:
         if self.form not in ("modern", "paper"):
             raise RecipeError(f"form must be modern or paper, got {self.form!r}")
+        if self.upsampling not in ("nearest", "bilinear"):
+            raise RecipeError(f"upsampling must be nearest or bilinear, got {self.upsampling!r}")
         if self.norm not in ("instance", "batch"):
             raise RecipeError(f"norm must be instance or batch, got {self.norm!r}")
         if not 1 <= self.width <= 512:
@@ -70,8 +75,8 @@ class Johnson(FrameNetwork):
             _conv(width, 2 * width, 3, 2, norm, zero_pad=paper),
             _conv(2 * width, 4 * width, 3, 2, norm, zero_pad=paper),
             *(_Residual(4 * width, norm, valid=paper) for _ in range(settings.blocks)),
-            _up(4 * width, 2 * width, norm, transposed=paper),
-            _up(2 * width, width, norm, transposed=paper),
+            _up(4 * width, 2 * width, norm, "transposed" if paper else settings.upsampling),
+            _up(2 * width, width, norm, "transposed" if paper else settings.upsampling),
             nn.Conv2d(width, 3, 9, padding=4)
             if paper
             else nn.Sequential(ReflectionPad2d(4), nn.Conv2d(width, 3, 9)),
@@ -109,16 +114,16 @@ def _conv(
     return nn.Sequential(*conv, _norm(norm, outputs), nn.ReLU())
 
 
-def _up(inputs: int, outputs: int, norm: str, *, transposed: bool) -> nn.Sequential:
+def _up(inputs: int, outputs: int, norm: str, how: str) -> nn.Sequential:
     """Double the size."""
-    if transposed:
+    if how == "transposed":
         return nn.Sequential(
             nn.ConvTranspose2d(inputs, outputs, 3, stride=2, padding=1, output_padding=1),
             _norm(norm, outputs),
             nn.ReLU(),
         )
     return nn.Sequential(
-        nn.Upsample(scale_factor=2, mode="nearest"),
+        nn.Upsample(scale_factor=2, mode=how),
         *_conv(inputs, outputs, 3, 1, norm, zero_pad=False),
     )
 
