@@ -47,8 +47,8 @@ def main() -> int:
         picture = resize_shorter_side(open_rgb(found[name]), SIDE)
         photographs.append(picture.crop((0, 0, picture.width // 4 * 4, SIDE)))
     args.output.mkdir(parents=True, exist_ok=True)
-    print("| style | recipe, changed fields | steps | content | style | total variation |")
-    print("|---|---|---|---|---|---|")
+    print("| style | recipe, changed fields | steps | min | content | style | total variation |")
+    print("|---|---|---|---|---|---|---|")
     for path in args.checkpoints:
         try:
             checkpoint = load_checkpoint(path)
@@ -65,15 +65,16 @@ def _row(name: str, checkpoint: Checkpoint) -> str:
     """One line of the table: the last 20 logged steps, averaged, because single steps scatter."""
     own = StyleRecipe.from_dict(checkpoint.recipe)
     changed = difference(RECIPES[own.name], own)
-    skipped = {"precision"} if own.precision != "auto" else set()
-    fields = ", ".join(f"{k} {v[1]}" for k, v in changed.items() if k not in {"steps", *skipped})
+    fields = ", ".join(f"{k} {v[1]}" for k, v in changed.items() if k not in {"steps", "precision"})
     recent = checkpoint.history[-20:]
     mean = {
         part: sum(entry[part] for entry in recent) / len(recent)
         for part in ("content", "style", "tv")
     }
     losses = " | ".join(f"{value:.3f}" for value in mean.values())
-    return f"| {name} | {own.name}; {fields or 'none'} | {checkpoint.step} | {losses} |"
+    minutes = f"{recent[-1]['seconds'] / 60:.0f}" if "seconds" in recent[-1] else "?"
+    fields = fields or "none"
+    return f"| {name} | {own.name}; {fields} | {checkpoint.step} | {minutes} | {losses} |"
 
 
 if __name__ == "__main__":

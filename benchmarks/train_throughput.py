@@ -6,8 +6,8 @@ The plain loop does what pytorch/examples' fast_neural_style does: float32, NCHW
 in the training process, Gram matrices by bmm on NCHW views, the system's allocator as it is. Both
 run the same network, losses, photographs and batch. Each measurement is a fresh process, because
 the allocator's settings last as long as the process; the two take turns, so that a busy machine
-slows both. VGG16's weights are found as train-style finds them; without any, seeded random ones
-stand in, which cost the same time.
+slows both. VGG16's weights are those of --loss-weights or TOPCOAT_VGG16_WEIGHTS; without any,
+seeded random ones stand in, which cost the same time.
 """
 
 import argparse
@@ -31,14 +31,15 @@ def plain(args: argparse.Namespace) -> list[float]:
     import torch.nn.functional as F
 
     from topcoat.train.data import Photographs, find_pictures
-    from topcoat.train.losses import load_loss_network
+    from topcoat.train.losses import load_loss_network, total_variation
     from topcoat.train.networks import build_network
     from topcoat.train.networks._padding import ReflectionPad2d
     from topcoat.train.pictures import sample_photographs
     from topcoat.train.recipes import RECIPES
 
     recipe = RECIPES["modern"]
-    network = build_network("johnson", {"width": args.width}).train()
+    network = build_network("johnson", {"width": args.width, "upsampling": recipe.upsampling})
+    network.train()
     for module in list(network.modules()):
         for name, child in module.named_children():
             if isinstance(child, ReflectionPad2d):
@@ -65,9 +66,13 @@ def plain(args: argparse.Namespace) -> list[float]:
         output = network(frames)
         found, wanted = vgg(output), vgg(frames)
         content = F.mse_loss(found[recipe.content_layer], wanted[recipe.content_layer])
-        loss = 1e-5 * content + sum(
-            F.mse_loss(gram(found[k]), targets[k].expand(args.batch, -1, -1)) for k in targets
+        style = sum(
+            F.mse_loss(gram(found[k]), target.expand(args.batch, -1, -1))
+            for k, target in targets.items()
         )
+        # The absolute losses of the plain loop and the relative ones of the recipe are the same
+        # sums up to constants.
+        loss = 1e-5 * content + style + total_variation(output)
         loss.backward()
         optimizer.step()
         loss.item()
@@ -102,7 +107,8 @@ def topcoat(args: argparse.Namespace) -> list[float]:
             width=args.width,
             crop=args.crop,
             batch=args.batch,
-            steps=WARM_UP + args.steps + 1,
+            # Some more than are timed: the worker must not run out of work meanwhile.
+            steps=WARM_UP + args.steps + 8,
         )
         settings = loop.RunSettings(output=Path(folder, "x.pt"), preview_every=0, quiet=True)
         train_style(
@@ -115,26 +121,21 @@ def topcoat(args: argparse.Namespace) -> list[float]:
             )
         )
     seconds = [after - before for before, after in itertools.pairwise(ticks)]
-    return seconds[WARM_UP:]
+    return seconds[WARM_UP : WARM_UP + args.steps]
 
 
-def _loss_weights(folder: Path) -> tuple[Path, str]:
-    """The real weights if this machine has them, else random ones of the same shapes."""
-    from topcoat.train.losses import find_loss_weights
+def _loss_weights(folder: Path, given: Path | None) -> tuple[Path, str]:
+    """The real weights if they were named, else random ones of the same shapes."""
+    import torch
 
-    try:
-        if not os.environ.get("TOPCOAT_VGG16_WEIGHTS"):
-            raise FileNotFoundError
-        return find_loss_weights("vgg16").path, "VGG16"
-    except FileNotFoundError:
-        import torch
+    from topcoat.train.losses import LossNetwork, find_loss_weights
 
-        from topcoat.train.losses import LossNetwork
-
-        torch.manual_seed(0)
-        path = folder / "random.pth"
-        torch.save(LossNetwork("vgg16", ["relu3_3"]).state_dict(), path)
-        return path, "VGG16's shapes, random weights"
+    if given is not None or os.environ.get("TOPCOAT_VGG16_WEIGHTS"):
+        return find_loss_weights("vgg16", given).path, "VGG16"
+    torch.manual_seed(0)
+    path = folder / "random.pth"
+    torch.save(LossNetwork("vgg16", ["relu3_3"]).state_dict(), path)
+    return path, "VGG16's shapes, random weights"
 
 
 def main() -> int:
@@ -150,7 +151,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=8, help="timed steps a round")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--loss-weights", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--loss-weights", type=Path, help="VGG16's weights")
     parser.add_argument("--only", choices=["plain", "topcoat"], help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.only:
@@ -162,7 +163,7 @@ def main() -> int:
     from topcoat.train.loop import resolve_precision
 
     with tempfile.TemporaryDirectory() as folder:
-        weights, described = _loss_weights(Path(folder))
+        weights, described = _loss_weights(Path(folder), args.loss_weights)
         seconds: dict[str, list[float]] = {"plain": [], "topcoat": []}
         for _ in range(args.rounds):
             for name, collected in seconds.items():

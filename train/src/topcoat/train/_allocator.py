@@ -12,7 +12,7 @@ def keep_freed_memory() -> bool:
     """Make glibc's malloc keep what is freed, for this process from now on.
 
     By default glibc maps every large tensor afresh and unmaps it when it is freed, so a step on
-    the CPU page-faults through gigabytes: half of its time or more (docs/training.md). Must be
+    the CPU page-faults through gigabytes: nearly half of its time (docs/training.md). Must be
     called before large tensors exist; memory use stays at the highest point reached.
 
     Returns:
