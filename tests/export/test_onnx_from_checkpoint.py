@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -164,6 +164,24 @@ def test_the_form_of_the_paper_exports_with_valid_blocks_and_transposed_convolut
     (styled,) = session(paper).run(None, {"frame": frame})
     wanted = reference_frame(tiny_checkpoint(form="paper").build_network(), frame)
     assert np.abs(styled.astype(int) - wanted).max() <= 1
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_bilinear_upsampling_keeps_its_sizes_dynamic_and_its_values(
+    precision: Literal["fp32", "fp16"],
+) -> None:
+    network = tiny_checkpoint(upsampling="bilinear").build_network()
+    model = onnx_from_network(network, precision)
+    resizes = [node for node in model.graph.node if node.op_type == "Resize"]
+    modes = [next(a.s for a in node.attribute if a.name == "mode") for node in resizes]
+    assert modes == [b"linear", b"linear"]
+    engine = session(model)
+    for shape in ((1, 8, 8, 3), (2, 40, 68, 3)):
+        frame = np.random.default_rng(1).integers(0, 256, shape, dtype=np.uint8)
+        (styled,) = engine.run(None, {"frame": frame})
+        wanted = reference_frame(network, frame)
+        allowed = 1 if precision == "fp32" else 4
+        assert np.abs(styled.astype(int) - wanted).max() <= allowed
 
 
 def test_half_precision_is_strong_every_weight_is_float16(exported: ExportedBundle) -> None:
