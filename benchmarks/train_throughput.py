@@ -33,7 +33,7 @@ def plain(args: argparse.Namespace) -> list[float]:
     from topcoat.train.data import Photographs, find_pictures
     from topcoat.train.losses import load_loss_network, total_variation
     from topcoat.train.networks import build_network
-    from topcoat.train.networks._padding import ReflectionPad2d
+    from topcoat.train.networks._norm import InstanceNorm2d
     from topcoat.train.pictures import sample_photographs
     from topcoat.train.recipes import RECIPES
 
@@ -42,8 +42,10 @@ def plain(args: argparse.Namespace) -> list[float]:
     network.train()
     for module in list(network.modules()):
         for name, child in module.named_children():
-            if isinstance(child, ReflectionPad2d):
-                setattr(module, name, torch.nn.ReflectionPad2d(child.padding))
+            if isinstance(child, InstanceNorm2d):
+                own = torch.nn.InstanceNorm2d(child.num_features, affine=True)
+                own.load_state_dict(child.state_dict())
+                setattr(module, name, own)
     vgg = load_loss_network("vgg16", recipe.layers(), args.loss_weights)
     optimizer = torch.optim.Adam(network.parameters(), 1e-3)
 

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from topcoat.train._errors import RecipeError
 from topcoat.train.networks._base import FrameNetwork
 from topcoat.train.networks._norm import InstanceNorm2d
-from topcoat.train.networks._padding import ReflectionPad2d
 
 TANH_RANGE = 150 / 255
 """Half-width of the scaled tanh: a little over 1/2, so that black and white do not saturate it."""
@@ -69,7 +68,7 @@ class Johnson(FrameNetwork):
         # Each valid block eats 2 px a side at quarter size, 8 at full size: 40 for five blocks.
         start = 8 * settings.blocks if paper else 0
         self.size_min = start + 4 if paper else 8
-        layers: list[nn.Module] = [ReflectionPad2d(start)] if start else []
+        layers: list[nn.Module] = [nn.ReflectionPad2d(start)] if start else []
         layers += [
             _conv(3, width, 9, 1, norm, zero_pad=paper),
             _conv(width, 2 * width, 3, 2, norm, zero_pad=paper),
@@ -79,7 +78,7 @@ class Johnson(FrameNetwork):
             _up(2 * width, width, norm, "transposed" if paper else settings.upsampling),
             nn.Conv2d(width, 3, 9, padding=4)
             if paper
-            else nn.Sequential(ReflectionPad2d(4), nn.Conv2d(width, 3, 9)),
+            else nn.Sequential(nn.ReflectionPad2d(4), nn.Conv2d(width, 3, 9)),
         ]
         self.body = nn.Sequential(*layers)
 
@@ -109,7 +108,7 @@ def _conv(
     conv: list[nn.Module] = (
         [nn.Conv2d(inputs, outputs, kernel, stride, padding=pad)]
         if zero_pad
-        else [ReflectionPad2d(pad), nn.Conv2d(inputs, outputs, kernel, stride)]
+        else [nn.ReflectionPad2d(pad), nn.Conv2d(inputs, outputs, kernel, stride)]
     )
     return nn.Sequential(*conv, _norm(norm, outputs), nn.ReLU())
 
@@ -137,7 +136,7 @@ class _Residual(nn.Module):
         first, second = (
             [nn.Conv2d(channels, channels, 3)]
             if valid
-            else [ReflectionPad2d(1), nn.Conv2d(channels, channels, 3)]
+            else [nn.ReflectionPad2d(1), nn.Conv2d(channels, channels, 3)]
             for _ in range(2)
         )
         self.body = nn.Sequential(
