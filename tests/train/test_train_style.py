@@ -166,12 +166,13 @@ def test_two_processes_train_the_network_that_one_does(
         outputs = [
             load_checkpoint(tmp_path / n).build_network()(frame) for n in ("one.pt", "two.pt")
         ]
-    # The sums are taken in another order, nothing else differs.
-    torch.testing.assert_close(outputs[0], outputs[1], atol=1e-3, rtol=0)
+    # Sums are taken in another order, and Adam turns the rounding of a gradient near zero into a
+    # whole step: what a wrong gradient does to the output is ten times the tolerance.
+    torch.testing.assert_close(outputs[0], outputs[1], atol=0.015, rtol=0)
     before, after = (
         load_checkpoint(tmp_path / n).history[-1]["total"] for n in ("one.pt", "two.pt")
     )
-    assert before == pytest.approx(after, rel=1e-4)
+    assert before == pytest.approx(after, rel=1e-3)
 
 
 def test_a_finished_run_goes_on_when_more_steps_are_asked_for(

@@ -169,6 +169,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output went away, as `| head` does
         sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - stays open until exit
         return 0
+    finally:
+        _leave_process_group()
 
 
 def _overrides(args: argparse.Namespace) -> dict[str, Any]:
@@ -282,6 +284,16 @@ def _report(args: argparse.Namespace, outcome: Any) -> int:  # noqa: ANN401 - lo
     same = f" --loss-weights {args.loss_weights}" if args.loss_weights else ""
     print(f"to go on: train-style --resume {outcome.checkpoint}{same}")
     return 130
+
+
+def _leave_process_group() -> None:
+    """Join the threads of torchrun's process group: left running, they abort the exit at times."""
+    if "torch.distributed" not in sys.modules:
+        return
+    import torch.distributed
+
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _is_main_process() -> bool:
