@@ -286,7 +286,7 @@ def test_an_existing_checkpoint_is_not_overwritten_unasked(
 def test_a_mistake_is_answered_in_one_line_with_exit_code_2(
     train_style: Run, tmp_path: Path, arguments: tuple[str, ...], complaint: str
 ) -> None:
-    done = train_style(*arguments, "--quiet")
+    done = train_style(*arguments)
     assert done.returncode == 2
     assert complaint in done.stderr
     assert done.stderr.count("\n") == 1, done.stderr

@@ -77,6 +77,8 @@ class RunSettings:
     keep_state: bool = True
     """Whether the last checkpoint can be resumed; without, it is a third of the size."""
     quiet: bool = False
+    opening: str = ""
+    """A remark to print when everything that was given has proved usable and the run begins."""
 
 
 @dataclass
@@ -181,6 +183,8 @@ def train(
     stepped: nn.Module = torch.compile(prepared) if use_compile else prepared  # type: ignore[assignment]
 
     if not settings.quiet and accelerator.is_main_process:
+        if settings.opening:
+            print(settings.opening, file=sys.stderr)
         threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
         print(
             f"training on {device.type} x {processes}{threads}, {precision}, "

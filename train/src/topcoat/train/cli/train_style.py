@@ -169,8 +169,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output went away, as `| head` does
         sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - stays open until exit
         return 0
-    finally:
-        _leave_process_group()
 
 
 def _overrides(args: argparse.Namespace) -> dict[str, Any]:
@@ -232,12 +230,10 @@ def _train(args: argparse.Namespace, resolved: StyleRecipe) -> int:
     if checkpoint is not None and args.steps is None:
         steps = int(checkpoint.recipe.get("steps", resolved.steps))
         resolved = dataclasses.replace(resolved, steps=steps)
-    if args.content is None and checkpoint is None and not args.quiet and _is_main_process():
-        print(
-            "no --content: training on the six photographs of scikit-image, which is enough to "
-            "try things out and too few for a good network",
-            file=sys.stderr,
-        )
+    trying_out = (
+        "no --content: training on the six photographs of scikit-image, which is enough to try "
+        "things out and too few for a good network"
+    )
     outcome = train_style(
         StyleRun(
             style=args.style,
@@ -255,6 +251,7 @@ def _train(args: argparse.Namespace, resolved: StyleRecipe) -> int:
                 tensorboard=args.tensorboard,
                 keep_state=not args.drop_state,
                 quiet=args.quiet,
+                opening=trying_out if args.content is None and checkpoint is None else "",
             ),
         )
     )
@@ -286,16 +283,6 @@ def _report(args: argparse.Namespace, outcome: Any) -> int:  # noqa: ANN401 - lo
     return 130
 
 
-def _leave_process_group() -> None:
-    """Join the threads of torchrun's process group: left running, they abort the exit at times."""
-    if "torch.distributed" not in sys.modules:
-        return
-    import torch.distributed
-
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-
-
 def _is_main_process() -> bool:
     """Of those that torchrun started; without it there is only one."""
     return os.environ.get("RANK", "0") == "0"
@@ -323,4 +310,11 @@ def _recipe_table() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_code = main()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # Under torchrun: everything is saved and said. Threads of the process group are still
+        # winding down, and the ordinary exit aborts on them once in a while (torch 2.13, gloo).
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(exit_code)
+    sys.exit(exit_code)
