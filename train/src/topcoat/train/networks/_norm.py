@@ -9,10 +9,10 @@ class InstanceNorm2d(nn.InstanceNorm2d):
     """``torch.nn.InstanceNorm2d``, trained on a CPU as batch norm of one picture after the other.
 
     The two are the same sum. PyTorch 2.13's own instance norm leaves the channels-last layout, so
-    that every layer behind it converts back: a seventh of a training step (docs/training.md). And
-    for a batch of one with a channels-last gradient its backward pass is wrong, silently, by as much
-    as the gradient itself; a test here compares with the formula. In inference and export this is the
-    plain operator.
+    that every layer behind it converts back: a seventh of a training step (docs/training.md). For
+    a batch of one with a channels-last gradient its backward pass is also wrong, silently, by as
+    much as the gradient itself; a test here compares with the formula. In inference and export
+    this is the plain operator.
     """
 
     def forward(self, x: Tensor) -> Tensor:
