@@ -7,11 +7,29 @@ from typing import Any
 from topcoat.train._errors import RecipeError
 from topcoat.train.networks._base import FrameNetwork
 from topcoat.train.networks.johnson import Johnson, JohnsonSettings
+from topcoat.train.networks.johnson_sr import JohnsonSR, JohnsonSRSettings
+from topcoat.train.networks.residual_sr import ResidualSR, ResidualSRSettings
+from topcoat.train.networks.srcnn import SRCNN, SRCNNSettings
 
-__all__ = ["NETWORKS", "FrameNetwork", "Johnson", "JohnsonSettings", "build_network"]
+__all__ = [
+    "NETWORKS",
+    "SRCNN",
+    "FrameNetwork",
+    "Johnson",
+    "JohnsonSR",
+    "JohnsonSRSettings",
+    "JohnsonSettings",
+    "ResidualSR",
+    "ResidualSRSettings",
+    "SRCNNSettings",
+    "build_network",
+]
 
 NETWORKS: dict[str, tuple[type[Any], type[FrameNetwork]]] = {
     "johnson": (JohnsonSettings, Johnson),
+    "johnson-sr": (JohnsonSRSettings, JohnsonSR),
+    "residual-sr": (ResidualSRSettings, ResidualSR),
+    "srcnn": (SRCNNSettings, SRCNN),
 }
 """Name -> (settings dataclass, network class). A new network is one file and one line here."""
 

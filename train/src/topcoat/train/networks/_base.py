@@ -2,6 +2,11 @@
 
 from torch import Tensor, nn
 
+from topcoat.train._errors import RecipeError
+
+SCALES = (2, 4, 8)
+"""What the super-resolution networks can enlarge by."""
+
 
 class FrameNetwork(nn.Module):
     """A network that maps frames to frames.
@@ -18,6 +23,20 @@ class FrameNetwork(nn.Module):
     size_min: int = 1
     """H and W must be at least this; itself a multiple of ``size_multiple``."""
 
+    halo: int | None = None
+    """An output pixel depends on input pixels at most this many away, in height and in width, so
+    that tiles which overlap by it join without a seam; None: on the whole frame."""
+
     def forward(self, frame: Tensor) -> Tensor:
         """Map (B, 3, H, W) in [0, 1] to (B, 3, H*scale, W*scale)."""
         raise NotImplementedError
+
+
+def check_scale(scale: int) -> None:
+    """Refuse a factor that the super-resolution networks do not have.
+
+    Raises:
+        RecipeError: it is not 2, 4 or 8.
+    """
+    if scale not in SCALES:
+        raise RecipeError(f"scale must be 2, 4 or 8, got {scale}")

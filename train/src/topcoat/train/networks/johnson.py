@@ -8,10 +8,7 @@ from torch import Tensor, nn
 
 from topcoat.train._errors import RecipeError
 from topcoat.train.networks._base import FrameNetwork
-from topcoat.train.networks._norm import InstanceNorm2d
-
-TANH_RANGE = 150 / 255
-"""Half-width of the scaled tanh: a little over 1/2, so that black and white do not saturate it."""
+from topcoat.train.networks._layers import TANH_RANGE, Residual, conv, up
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,13 +66,19 @@ class Johnson(FrameNetwork):
         start = 8 * settings.blocks if paper else 0
         self.size_min = start + 4 if paper else 8
         layers: list[nn.Module] = [nn.ReflectionPad2d(start)] if start else []
+        pad: Literal["zero", "reflect"] = "zero" if paper else "reflect"
+        upsampling: Literal["transposed", "nearest", "bilinear"]
+        upsampling = "transposed" if paper else settings.upsampling
         layers += [
-            _conv(3, width, 9, 1, norm, zero_pad=paper),
-            _conv(width, 2 * width, 3, 2, norm, zero_pad=paper),
-            _conv(2 * width, 4 * width, 3, 2, norm, zero_pad=paper),
-            *(_Residual(4 * width, norm, valid=paper) for _ in range(settings.blocks)),
-            _up(4 * width, 2 * width, norm, "transposed" if paper else settings.upsampling),
-            _up(2 * width, width, norm, "transposed" if paper else settings.upsampling),
+            conv(3, width, 9, 1, norm, pad=pad),
+            conv(width, 2 * width, 3, 2, norm, pad=pad),
+            conv(2 * width, 4 * width, 3, 2, norm, pad=pad),
+            *(
+                Residual(4 * width, norm, pad="valid" if paper else "reflect")
+                for _ in range(settings.blocks)
+            ),
+            up(4 * width, 2 * width, norm, upsampling),
+            up(2 * width, width, norm, upsampling),
             nn.Conv2d(width, 3, 9, padding=4)
             if paper
             else nn.Sequential(nn.ReflectionPad2d(4), nn.Conv2d(width, 3, 9)),
@@ -86,65 +89,3 @@ class Johnson(FrameNetwork):
         """(B, 3, H, W) in [0, 1] -> (B, 3, H, W), clipped by the caller."""
         body: Tensor = self.body(2 * frame - 1)
         return 0.5 + TANH_RANGE * torch.tanh(body)
-
-
-def _norm(kind: str, channels: int) -> nn.Module:
-    if kind == "instance":
-        return InstanceNorm2d(channels, affine=True)
-    return nn.BatchNorm2d(channels)
-
-
-def _conv(
-    inputs: int,
-    outputs: int,
-    kernel: int,
-    stride: int,
-    norm: str,
-    *,
-    zero_pad: bool,
-) -> nn.Sequential:
-    """Pad, convolve, normalise, ReLU."""
-    pad = kernel // 2
-    conv: list[nn.Module] = (
-        [nn.Conv2d(inputs, outputs, kernel, stride, padding=pad)]
-        if zero_pad
-        else [nn.ReflectionPad2d(pad), nn.Conv2d(inputs, outputs, kernel, stride)]
-    )
-    return nn.Sequential(*conv, _norm(norm, outputs), nn.ReLU())
-
-
-def _up(inputs: int, outputs: int, norm: str, how: str) -> nn.Sequential:
-    """Double the size."""
-    if how == "transposed":
-        return nn.Sequential(
-            nn.ConvTranspose2d(inputs, outputs, 3, stride=2, padding=1, output_padding=1),
-            _norm(norm, outputs),
-            nn.ReLU(),
-        )
-    return nn.Sequential(
-        nn.Upsample(scale_factor=2, mode=how),
-        *_conv(inputs, outputs, 3, 1, norm, zero_pad=False),
-    )
-
-
-class _Residual(nn.Module):
-    """Two 3×3 convolutions around which the input passes; no ReLU after the sum, as published."""
-
-    def __init__(self, channels: int, norm: str, *, valid: bool) -> None:
-        super().__init__()
-        self.valid = valid
-        first, second = (
-            [nn.Conv2d(channels, channels, 3)]
-            if valid
-            else [nn.ReflectionPad2d(1), nn.Conv2d(channels, channels, 3)]
-            for _ in range(2)
-        )
-        self.body = nn.Sequential(
-            *first, _norm(norm, channels), nn.ReLU(), *second, _norm(norm, channels)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> the same, or (B, C, H-4, W-4) for valid convolutions."""
-        skip = x[:, :, 2:-2, 2:-2] if self.valid else x
-        residual: Tensor = self.body(x)
-        return skip + residual

@@ -1,0 +1,83 @@
+"""Layers that the networks of Johnson, Alahi and Fei-Fei 2016 share."""
+
+from typing import Literal
+
+from torch import Tensor, nn
+
+from topcoat.train.networks._norm import InstanceNorm2d
+
+TANH_RANGE = 150 / 255
+"""Half-width of the scaled tanh: a little over 1/2, so that black and white do not saturate it."""
+
+
+def norm_layers(kind: str, channels: int) -> list[nn.Module]:
+    """No layer, or one: ``instance``, ``batch`` or ``none``."""
+    if kind == "none":
+        return []
+    if kind == "instance":
+        return [InstanceNorm2d(channels, affine=True)]
+    return [nn.BatchNorm2d(channels)]
+
+
+def conv(
+    inputs: int,
+    outputs: int,
+    kernel: int,
+    stride: int,
+    norm: str,
+    *,
+    pad: Literal["zero", "reflect"],
+) -> nn.Sequential:
+    """Pad, convolve, normalise, ReLU."""
+    return nn.Sequential(
+        *_padded(inputs, outputs, kernel, stride, pad), *norm_layers(norm, outputs), nn.ReLU()
+    )
+
+
+def up(
+    inputs: int, outputs: int, norm: str, how: Literal["transposed", "nearest", "bilinear"]
+) -> nn.Sequential:
+    """Double the size: a 3×3 convolution of stride 1/2, or a resize and a convolution."""
+    if how == "transposed":
+        return nn.Sequential(
+            nn.ConvTranspose2d(inputs, outputs, 3, stride=2, padding=1, output_padding=1),
+            *norm_layers(norm, outputs),
+            nn.ReLU(),
+        )
+    return nn.Sequential(
+        nn.Upsample(scale_factor=2, mode=how),
+        *conv(inputs, outputs, 3, 1, norm, pad="reflect"),
+    )
+
+
+class Residual(nn.Module):
+    """Two 3×3 convolutions around which the input passes; no ReLU after the sum, as published."""
+
+    def __init__(
+        self, channels: int, norm: str, *, pad: Literal["zero", "reflect", "valid"]
+    ) -> None:
+        super().__init__()
+        self.valid = pad == "valid"
+        self.body = nn.Sequential(
+            *_padded(channels, channels, 3, 1, pad),
+            *norm_layers(norm, channels),
+            nn.ReLU(),
+            *_padded(channels, channels, 3, 1, pad),
+            *norm_layers(norm, channels),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> the same, or (B, C, H-4, W-4) for valid convolutions."""
+        skip = x[:, :, 2:-2, 2:-2] if self.valid else x
+        residual: Tensor = self.body(x)
+        return skip + residual
+
+
+def _padded(
+    inputs: int, outputs: int, kernel: int, stride: int, pad: Literal["zero", "reflect", "valid"]
+) -> list[nn.Module]:
+    border = kernel // 2
+    if pad == "zero":
+        return [nn.Conv2d(inputs, outputs, kernel, stride, padding=border)]
+    plain = nn.Conv2d(inputs, outputs, kernel, stride)
+    return [plain] if pad == "valid" else [nn.ReflectionPad2d(border), plain]
