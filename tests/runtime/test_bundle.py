@@ -42,6 +42,24 @@ def test_the_manifest_is_parsed_into_frozen_dataclasses(blocks: Path) -> None:
         manifest.files["x"] = 1  # type: ignore[index]
 
 
+def test_halo_and_memory_are_read_where_the_bundle_says_them(blocks: Path) -> None:
+    manifest = tr.read_manifest(blocks.with_name("local4.topcoat"))
+    assert manifest.task == "super-resolution"
+    assert manifest.size == tr.SizeRule(multiple=1, min=2, max=None, pad="edge", halo=2)
+    assert manifest.memory_per_pixel == 576
+    assert tr.read_manifest(blocks.with_name("local2.topcoat")).memory_per_pixel is None
+    assert tr.read_manifest(blocks).size.halo is None
+
+
+def test_halo_and_memory_may_be_null(edit_manifest: Edit) -> None:
+    def change(manifest: dict[str, Any]) -> None:
+        manifest["size"]["halo"] = manifest["memory_per_pixel"] = None
+
+    manifest = tr.read_manifest(edit_manifest(change))
+    assert (manifest.size.halo, manifest.memory_per_pixel) == (None, None)
+    assert tr.read_manifest(edit_manifest(lambda m: m["size"].update(halo=0))).size.halo == 0
+
+
 def test_the_path_of_the_manifest_itself_will_do(blocks: Path) -> None:
     assert tr.read_manifest(blocks / "manifest.json") == tr.read_manifest(blocks)
 
@@ -49,6 +67,8 @@ def test_the_path_of_the_manifest_itself_will_do(blocks: Path) -> None:
 def test_every_hash_of_the_fixture_bundles_matches(blocks: Path, double: Path) -> None:
     assert tr.verify_files(blocks).name == "blocks"
     assert tr.verify_files(tr.read_manifest(double)).name == "double"
+    for name in ("local2", "local4", "local8"):
+        assert tr.verify_files(blocks.with_name(f"{name}.topcoat")).name == name
 
 
 def test_keys_that_this_version_does_not_know_are_ignored(edit_manifest: Edit) -> None:
@@ -226,6 +246,10 @@ def test_a_manifest_that_is_not_one_is_refused(bundle: Path, text: bytes, says: 
         (lambda m: m["size"].update(min=6), "wanted a multiple of size.multiple (4)"),
         (lambda m: m["size"].update(multiple=0), "size.multiple is 0"),
         (lambda m: m["size"].update(max=4), "size.max is 4"),
+        (lambda m: m["size"].update(halo=-1), "size.halo is -1, wanted a whole number"),
+        (lambda m: m["size"].update(halo="all"), "size.halo is 'all'"),
+        (lambda m: m.update(memory_per_pixel=0), "memory_per_pixel is 0, wanted a whole number"),
+        (lambda m: m.update(memory_per_pixel=1.5), "memory_per_pixel is 1.5"),
         (lambda m: m["size"].update(pad="reflect"), "size.pad is 'reflect'"),
         (lambda m: m.update(channels=4), "channels is 4"),
         (lambda m: m.update(scale=0), "scale is 0"),

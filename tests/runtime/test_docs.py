@@ -23,8 +23,9 @@ def blocks_of(document: str, language: str) -> list[str]:
 
 @pytest.fixture
 def workplace(tmp_path: Path, blocks: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with candy.topcoat, as the documents assume it."""
+    """A folder with candy.topcoat and x4.topcoat, as the documents assume it."""
     shutil.copytree(blocks, tmp_path / "candy.topcoat")
+    shutil.copytree(blocks.with_name("local4.topcoat"), tmp_path / "x4.topcoat")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -33,7 +34,7 @@ def test_the_programs_of_the_runtime_document_run(
     workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     snippets = blocks_of("runtime.md", "python")
-    assert len(snippets) >= 4
+    assert len(snippets) >= 5
     names: dict[str, Any] = {}
     for snippet in snippets:
         exec(compile(snippet, "docs/runtime.md", "exec"), names)
@@ -61,7 +62,14 @@ def test_the_commands_of_the_runtime_document_run(
             assert programs[program](arguments) == 0, line
             ran += 1
     assert ran >= 6
-    for name in ("styled.png", "styled/a.jpg", "styled.mp4", "latency.json", "latency.html"):
+    for name in (
+        "styled.png",
+        "larger.png",
+        "styled/a.jpg",
+        "styled.mp4",
+        "latency.json",
+        "latency.html",
+    ):
         assert Path(name).stat().st_size > 0
 
 

@@ -1,12 +1,17 @@
-"""Write the bundles that the runtime's tests use, a few KB each: python make_bundles.py.
+"""Write the bundles that the runtime's tests use, a few KB each: python make_bundles.py [NAME ...].
 
-Both models are simple enough that numpy says what they must return (``blocks`` and ``double``
-below), so a test needs no framework to know the right answer. Needs onnx and numpy; the parity
-rows are measured here, by the runtime itself, on every backend that is installed.
+The models are simple enough that numpy says what they must return (``blocks``, ``double`` and
+``local`` below), so a test needs no framework to know the right answer. Needs onnx and numpy; the
+parity rows are measured here, by the runtime itself, on every backend that is installed.
 
 blocks.topcoat   scale 1, multiple 4, min 8: the mean of a frame and of its 4x4 blocks. The model
                  really needs its multiple: other sizes make its last addition fail.
 double.topcoat   scale 2, multiple 1, min 1, max 512: the negative, every pixel four times.
+local2.topcoat   scale 2, multiple 2: three convolutions with random weights at half the input's
+                 resolution, the first padded with zeros, the second with its mirror image: what a
+                 super-resolution network is made of. Halo 5; says nothing about memory.
+local4.topcoat   scale 4, multiple 1, halo 2, with an estimate of its memory.
+local8.topcoat   the same at scale 8, at most 300 pixels on each side.
 """
 
 from __future__ import annotations
@@ -14,9 +19,10 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +45,86 @@ def double(frame: Frame) -> Frame:
     return (255 - frame).repeat(2, axis=1).repeat(2, axis=2)
 
 
+LOCAL = {"local2": (2, 2), "local4": (4, 1), "local8": (8, 1)}
+"""name -> (scale, side of the blocks that become channels first)."""
+_CHANNELS = 6
+
+
+def local(name: str, frame: Frame) -> Frame:
+    """Return what local2, local4 and local8 make of (N, H, W, 3) of any size >= 2 blocks.
+
+    H and W are multiples of the blocks' side.
+    """
+    scale, block = LOCAL[name]
+    weights = _local_weights(name)
+    n, h, w, _ = frame.shape
+    x = frame.astype(np.float64).transpose(0, 3, 1, 2) / 255  # (N, 3, H, W)
+    y = x.reshape(n, 3, h // block, block, w // block, block).transpose(0, 3, 5, 1, 2, 4)
+    y = y.reshape(n, 3 * block**2, h // block, w // block)
+    y = np.maximum(_convolve(y, weights["first"], "constant"), 0)
+    y = np.maximum(_convolve(y, weights["second"], "reflect"), 0)
+    y = np.einsum("oi,nihw->nohw", weights["last"][..., 0, 0].astype(np.float64), y)
+    side = scale * block
+    y = y.reshape(n, side, side, 3, h // block, w // block).transpose(0, 3, 4, 1, 5, 2)
+    y = y.reshape(n, 3, h * scale, w * scale) + x.repeat(scale, axis=2).repeat(scale, axis=3)
+    larger: Frame = (y * 255).round().clip(0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
+    return np.ascontiguousarray(larger)
+
+
+def _convolve(
+    x: npt.NDArray[np.float64],
+    weight: npt.NDArray[np.float32],
+    mode: Literal["constant", "reflect"],
+) -> npt.NDArray[np.float64]:
+    """Convolve (N, C, H, W) with (O, C, 3, 3), padded by 1 to the same size."""
+    padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)), mode=mode)
+    views = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(2, 3))
+    result: npt.NDArray[np.float64] = np.einsum("nchwij,ocij->nohw", views, weight)
+    return result
+
+
+def _local_weights(name: str) -> dict[str, npt.NDArray[np.float32]]:
+    scale, block = LOCAL[name]
+    rng = np.random.default_rng(scale)
+
+    def draw(*shape: int) -> npt.NDArray[np.float32]:
+        spread = 1.4 / np.sqrt(np.prod(shape[1:]))
+        return rng.normal(0, spread, shape).astype(np.float32)
+
+    return {
+        "first": draw(_CHANNELS, 3 * block**2, 3, 3),
+        "second": draw(_CHANNELS, _CHANNELS, 3, 3),
+        "last": draw(3 * (scale * block) ** 2, _CHANNELS, 1, 1) * np.float32(0.5),
+    }
+
+
+def _local_nodes(name: str) -> tuple[list[Any], dict[str, Any]]:
+    """Return the nodes from "x" to "y", both (N, 3, H, W) in 0..1, and their tensors."""
+    from onnx import helper
+
+    scale, block = LOCAL[name]
+    tensors: dict[str, Any] = {
+        **_local_weights(name),
+        "zoom": np.array([1, 1, scale, scale], np.float32),
+        "around": np.array([0, 0, 1, 1, 0, 0, 1, 1], np.int64),
+    }
+    nearest = {"mode": "nearest", "nearest_mode": "floor"}
+    nearest["coordinate_transformation_mode"] = "asymmetric"
+    nodes = [
+        helper.make_node("SpaceToDepth", ["x"], ["blocks"], blocksize=block),
+        helper.make_node("Conv", ["blocks", "first"], ["c1"], pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c1"], ["r1"]),
+        helper.make_node("Pad", ["r1", "around"], ["mirrored"], mode="reflect"),
+        helper.make_node("Conv", ["mirrored", "second"], ["c2"]),
+        helper.make_node("Relu", ["c2"], ["r2"]),
+        helper.make_node("Conv", ["r2", "last"], ["c3"]),
+        helper.make_node("DepthToSpace", ["c3"], ["detail"], blocksize=scale * block, mode="DCR"),
+        helper.make_node("Resize", ["x", "", "zoom"], ["wide"], **nearest),
+        helper.make_node("Add", ["detail", "wide"], ["y"]),
+    ]
+    return nodes, tensors
+
+
 def _model(name: str, precision: str, scale: int) -> bytes:
     """Return the serialised model; precision is that of all arithmetic."""
     import onnx
@@ -54,6 +140,8 @@ def _model(name: str, precision: str, scale: int) -> bytes:
         "high": np.array(255, real),
         "zoom": np.array([1, 1, zoom, zoom], np.float32),
     }
+    if name in LOCAL:
+        del tensors["zoom"]
     nodes = [
         helper.make_node("Cast", ["frame"], ["cast"], to=dtype),
         helper.make_node("Transpose", ["cast"], ["planes"], perm=[0, 3, 1, 2]),
@@ -70,6 +158,10 @@ def _model(name: str, precision: str, scale: int) -> bytes:
             helper.make_node("Add", ["wide", "x"], ["sum"]),
             helper.make_node("Mul", ["sum", "half"], ["y"]),
         ]
+    elif name in LOCAL:
+        inner, more = _local_nodes(name)
+        nodes += inner
+        tensors |= more
     else:
         tensors["one"] = np.array(1, real)
         nodes += [
@@ -112,9 +204,14 @@ def _entry(data: bytes) -> dict[str, Any]:
 
 def write_bundle(name: str, folder: Path) -> None:
     """Write NAME.topcoat into ``folder`` and measure its parity rows."""
+    any_size = {"multiple": 1, "min": 2, "max": None, "pad": "edge"}
     scale, size, precisions = {
         "blocks": (1, {"multiple": 4, "min": 8, "max": None, "pad": "edge"}, ("fp32", "fp16")),
         "double": (2, {"multiple": 1, "min": 1, "max": 512, "pad": "edge"}, ("fp32",)),
+        # Two blocks to each side, from the far end of a block of two: 2 * 2 + 1.
+        "local2": (2, {**any_size, "multiple": 2, "min": 4, "halo": 5}, ("fp32",)),
+        "local4": (4, {**any_size, "halo": 2}, ("fp32",)),
+        "local8": (8, {**any_size, "max": 300, "halo": 2}, ("fp32",)),
     }[name]
     bundle = folder / f"{name}.topcoat"
     bundle.mkdir(exist_ok=True)
@@ -149,6 +246,9 @@ def write_bundle(name: str, folder: Path) -> None:
         "variants": variants,
         "files": {"card.md": _entry(card)},
     }
+    if name in {"local4", "local8"}:
+        # In fp32, at the addition: the detail, the widened frame and their sum, all 3 channels.
+        manifest["memory_per_pixel"] = 3 * 3 * scale**2 * 4
     _write_manifest(bundle, manifest)
     for variant in variants:
         variant["parity"] = _measure(bundle, name, variant["file"])
@@ -170,7 +270,9 @@ def _measure(bundle: Path, name: str, file: str) -> list[dict[str, Any]]:
     frame = np.random.default_rng(0).integers(0, 256, (2, 64, 96, 3), np.uint8)
     # Smooth, like a photograph: neighbours differ by little.
     frame = np.sort(np.sort(frame, axis=1), axis=2)
-    wanted = {"blocks": blocks, "double": double}[name](frame)
+    wanted = (
+        local(name, frame) if name in LOCAL else {"blocks": blocks, "double": double}[name](frame)
+    )
     rows = []
     for backend in all_backends():
         if backend.missing():
@@ -206,7 +308,7 @@ def _measure(bundle: Path, name: str, file: str) -> list[dict[str, Any]]:
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as scratch:
-        for bundle_name in ("blocks", "double"):
+        for bundle_name in sys.argv[1:] or ("blocks", "double", *LOCAL):
             write_bundle(bundle_name, Path(scratch))
             target = HERE / f"{bundle_name}.topcoat"
             target.mkdir(exist_ok=True)

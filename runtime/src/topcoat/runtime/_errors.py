@@ -28,6 +28,14 @@ class FrameError(TopcoatError, ValueError):
     """A frame or an output buffer has a wrong type, shape, layout or size."""
 
 
+class FrameMemoryError(FrameError, MemoryError):
+    """A frame is so large that the memory for its result cannot be had."""
+
+
+class TileError(TopcoatError, ValueError):
+    """A bundle cannot be run in tiles, or not in tiles as small as those that were asked for."""
+
+
 class BackendError(TopcoatError, RuntimeError):
     """A backend cannot be chosen, cannot load a model or failed on a frame."""
 

@@ -17,6 +17,10 @@ from topcoat.runtime.frames import Frame
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 _ALPHA_SUFFIXES = (".png", ".webp", ".tif", ".tiff")
+_LARGEST_SIDES = {".jpg": 65500, ".jpeg": 65500, ".webp": 16383}
+"""The most pixels that a side may have; the other formats hold more than memory does."""
+_ROWS = 256
+"""Rows that are widened to 4 bytes together; even, so that pairs of rows stay together."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +123,20 @@ def check_picture_target(path: Path, picture: Picture | None = None) -> None:
         )
 
 
+def check_picture_size(path: Path, height: int, width: int) -> None:
+    """Raise if a file of this name cannot hold a picture of this size.
+
+    Raises:
+        MediaError: a side is longer than the format allows.
+    """
+    most = _LARGEST_SIDES.get(path.suffix.lower())
+    if most is not None and max(height, width) > most:
+        raise MediaError(
+            f"{path}: the result has {width}x{height} pixels, {path.suffix} holds at most {most} on"
+            " each side; give an OUT that ends in .png or .tif"
+        )
+
+
 def write_picture(path: Path, picture: Picture) -> None:
     """Encode a picture by its ending, whole or not at all.
 
@@ -145,8 +163,66 @@ def write_picture(path: Path, picture: Picture) -> None:
         image.save(partial, **options)
 
 
+def fill_transparent(frame: Frame, alpha: Frame) -> Frame:
+    """Give pixels that cannot be seen the colours of visible ones near them.
+
+    Programs store anything under alpha 0, mostly black or white. A network would mix it into the
+    visible pixels along the edge, as a fringe; with the neighbours' colours there is nothing to
+    mix in. Pixels that are seen, however faintly, keep their colours.
+
+    Args:
+        frame: (H, W, 3) uint8.
+        alpha: (H, W) uint8.
+
+    Returns:
+        The frame itself if nothing or everything is hidden, else a new one.
+
+    Source: pull and push over a pyramid of halved pictures, as in Gortler et al. 1996, "The
+    Lumigraph", section 3.4.2; without its blending between levels, for only edges matter here.
+    """
+    if alpha.all() or not alpha.any():
+        return frame
+    filled = frame.copy()
+    _fill(filled, alpha)
+    return filled
+
+
+def _fill(colours: Frame, weights: Frame) -> None:
+    """Change pixels of weight 0 in place to the mean of the weighted ones around them."""
+    if weights.all():
+        return
+    coarse, sums = _halve(colours, weights)
+    _fill(coarse, sums)
+    for top in range(0, len(colours), _ROWS):
+        hidden = weights[top : top + _ROWS] == 0
+        wide = coarse[top // 2 : (top + _ROWS) // 2].repeat(2, axis=0).repeat(2, axis=1)
+        colours[top : top + _ROWS][hidden] = wide[: hidden.shape[0], : hidden.shape[1]][hidden]
+
+
+def _halve(colours: Frame, weights: Frame) -> tuple[Frame, Frame]:
+    """Return the weighted mean and the sum of the weights, at most 255, of each 2x2 pixels."""
+    height, width = ((side + 1) // 2 for side in weights.shape)
+    coarse = np.empty((height, width, 3), np.uint8)
+    sums = np.empty((height, width), np.uint8)
+    for top in range(0, len(weights), _ROWS):
+        part = weights[top : top + _ROWS].astype(np.uint32)
+        rows, columns = part.shape
+        odd = ((0, rows % 2), (0, columns % 2))
+        weighted = np.pad(colours[top : top + _ROWS] * part[..., None], (*odd, (0, 0)))
+        total = np.pad(part, odd)
+        total = total[::2] + total[1::2]
+        total = total[:, ::2] + total[:, 1::2]
+        weighted = weighted[::2] + weighted[1::2]
+        weighted = weighted[:, ::2] + weighted[:, 1::2]
+        here = slice(top // 2, top // 2 + len(total))
+        most = np.maximum(total, 1)[..., None]
+        coarse[here] = (weighted + most // 2) // most
+        sums[here] = np.minimum(total, 255)
+    return coarse, sums
+
+
 def resize_alpha(alpha: Frame, height: int, width: int) -> Frame:
-    """Return an alpha channel (H, W) at the size of the result."""
+    """Return an alpha channel (H, W) at the size of the result, bicubic, clamped to 0..255."""
     if alpha.shape == (height, width):
         return alpha
     from PIL import Image

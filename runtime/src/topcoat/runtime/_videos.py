@@ -66,6 +66,7 @@ def process_video(
     target: Path,
     process: Callable[[Frame], Frame],
     *,
+    scale: int = 1,
     crf: int = 18,
     started: Callable[[int | None], None] = lambda total: None,
     advanced: Callable[[], None] = lambda: None,
@@ -79,8 +80,10 @@ def process_video(
     Args:
         source: the input file.
         target: the output file; its ending chooses the container and encoder.
-        process: (H, W, 3) uint8 RGB to the same at any scale; the result is used before the next
-            call.
+        process: (H, W, 3) uint8 RGB to (H * scale, W * scale, 3); the result is used before the
+            next call.
+        scale: by how much ``process`` enlarges; the encoder is asked whether it takes that size
+            before the first frame is run.
         crf: the encoder's quality, 0..51; lower is better and larger.
         started: called once with the number of frames, or None where the file does not say.
         advanced: called after every frame.
@@ -107,7 +110,7 @@ def process_video(
             raise MediaError(f"{source} holds no video stream; give a video file")
         with written_whole(target) as partial:
             try:
-                return _transcode(container, partial, process, crf, started, advanced)
+                return _transcode(container, partial, process, scale, crf, started, advanced)
             except av.FFmpegError as error:
                 raise MediaError(
                     f"{source} could not be turned into {target} ({_text(error)}); the input may be"
@@ -119,6 +122,7 @@ def _transcode(
     container: Any,  # noqa: ANN401 - PyAV objects, of a package not required
     partial: Path,
     process: Callable[[Frame], Frame],
+    scale: int,
     crf: int,
     started: Callable[[int | None], None],
     advanced: Callable[[], None],
@@ -164,15 +168,18 @@ def _transcode(
                     if frame.time_base is not None:
                         encoder.codec_context.time_base = frame.time_base
                 rgb = frame.reformat(format="rgb24", src_colorspace=matrix).to_ndarray()
-                styled = _even(process(_upright(rgb, frame)))
+                rgb = _upright(rgb, frame)
+                wanted = (_up(rgb.shape[1] * scale), _up(rgb.shape[0] * scale))
                 if not frames:
-                    size = (styled.shape[1], styled.shape[0])
-                    encoder.width, encoder.height = size
-                elif size != (styled.shape[1], styled.shape[0]):
+                    size = wanted
+                    _open_encoder(encoder, size)
+                elif size != wanted:
                     raise MediaError(
                         f"the video changes size after {frames} frames, from {size[0]}x{size[1]} to"
-                        f" {styled.shape[1]}x{styled.shape[0]}; split it there"
+                        f" {wanted[0]}x{wanted[1]} in the result; split it there"
                     )
+                styled = _even(process(rgb))
+                assert (styled.shape[1], styled.shape[0]) == size
                 result = av.VideoFrame.from_ndarray(styled, format="rgb24").reformat(
                     format="yuv420p", dst_colorspace=matrix
                 )
@@ -190,6 +197,27 @@ def _transcode(
         for encoded in encoder.encode(None):
             output.mux(encoded)
     return VideoReport(frames=frames, width=size[0], height=size[1], audio_streams=len(copies))
+
+
+def _open_encoder(encoder: Any, size: tuple[int, int]) -> None:  # noqa: ANN401 - a PyAV object
+    """Start the encoder for frames of this (width, height).
+
+    Raises:
+        MediaError: it refuses, which for a valid pixel format and quality is due to the size.
+    """
+    import av
+
+    encoder.width, encoder.height = size
+    try:
+        encoder.codec_context.open()
+    except (av.FFmpegError, ValueError) as error:
+        name = encoder.codec_context.name
+        # libx264's limit, VP9 goes on to 65536.
+        advice = "give an OUT that ends in .webm, or" if name == "libx264" else "give"
+        raise MediaError(
+            f"the encoder {name} refuses frames of {size[0]}x{size[1]} pixels ({_text(error)});"
+            f" {advice} a smaller video"
+        ) from error
 
 
 def _copy_stream(output: Any, stream: Any) -> Any:  # noqa: ANN401 - PyAV objects
@@ -240,6 +268,10 @@ def _even(frame: Frame) -> Frame:
     if height % 2 or width % 2:
         return np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     return frame
+
+
+def _up(side: int) -> int:
+    return side + side % 2
 
 
 def _text(error: BaseException) -> str:

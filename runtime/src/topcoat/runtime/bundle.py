@@ -41,6 +41,10 @@ class SizeRule:
     """... and at most this, or any size if None."""
     pad: str
     """How the missing rows and columns are made; "edge" repeats the last one."""
+    halo: int | None = None
+    """Output pixels depend on input pixels at most this many away (the larger of the distances
+    along x and y), which lets the runtime cut a frame into tiles; None: on the whole frame, or the
+    bundle does not say."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +114,9 @@ class Manifest:
     checkpoint: Mapping[str, Any]
     variants: tuple[Variant, ...]
     files: Mapping[str, FileEntry]
+    memory_per_pixel: int | None = None
+    """About how many bytes an engine works with at its peak per input pixel, computing in fp32;
+    None if the bundle does not say."""
 
 
 def read_manifest(path: str | Path) -> Manifest:
@@ -329,6 +336,9 @@ class _Reader:
             self.fail(key, f"is {_show(value)}, wanted a whole number of at least {least}")
         return cast("int", value)
 
+    def optional_integer(self, key: str, least: int) -> int | None:
+        return None if self.values.get(key) is None else self.integer(key, least)
+
     def items(self, key: str) -> list[object]:
         value = self.get(key)
         if not isinstance(value, list):
@@ -380,7 +390,7 @@ def _parse(folder: Path, raw: Mapping[str, Any]) -> Manifest:
     size = top.inner("size")
     multiple = size.integer("multiple", 1)
     least = size.integer("min", 1)
-    most = None if size.values.get("max") is None else size.integer("max", least)
+    most = size.optional_integer("max", least)
     if least % multiple:
         size.fail("min", f"is {least}, wanted a multiple of size.multiple ({multiple})")
     variants = tuple(
@@ -409,11 +419,18 @@ def _parse(folder: Path, raw: Mapping[str, Any]) -> Manifest:
         task=top.text("task"),
         scale=top.integer("scale", 1),
         channels=channels,
-        size=SizeRule(multiple=multiple, min=least, max=most, pad=size.choice("pad", ("edge",))),
+        size=SizeRule(
+            multiple=multiple,
+            min=least,
+            max=most,
+            pad=size.choice("pad", ("edge",)),
+            halo=size.optional_integer("halo", 0),
+        ),
         made_by=top.mapping("made_by"),
         checkpoint=top.mapping("checkpoint"),
         variants=variants,
         files=MappingProxyType(files),
+        memory_per_pixel=top.optional_integer("memory_per_pixel", 1),
     )
 
 
@@ -438,7 +455,7 @@ def _parse_variant(item: _Reader) -> Variant:
         bytes=item.integer("bytes", 1),
         kind=item.text("kind"),
         precision=item.choice("precision", PRECISIONS),
-        opset=item.integer("opset", 1) if item.values.get("opset") is not None else None,
+        opset=item.optional_integer("opset", 1),
         input=_parse_port(item.inner("input")),
         output=_parse_port(item.inner("output")),
         parity=tuple(rows),

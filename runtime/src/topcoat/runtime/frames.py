@@ -5,12 +5,13 @@ A frame is uint8, (H, W, 3) or (N, H, W, 3), RGB, C-contiguous.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from topcoat.runtime._errors import FrameError
+from topcoat.runtime._errors import FrameError, FrameMemoryError
 from topcoat.runtime.bundle import SizeRule
 
 Frame = NDArray[np.uint8]
@@ -93,6 +94,29 @@ def check_out(out: object, shape: tuple[int, ...], frame: Frame) -> Frame:
     return out if out.ndim == 4 else out[None]
 
 
+def allocate(shape: tuple[int, ...], what: str) -> Frame:
+    """Return a new uint8 array whose values are not set.
+
+    Args:
+        shape: (..., H, W, C).
+        what: what it is for, as an error begins.
+
+    Raises:
+        FrameMemoryError: there is not enough memory.
+    """
+    try:
+        return np.empty(shape, np.uint8)
+    # A shape beyond what an address can reach is a ValueError.
+    except (MemoryError, ValueError) as error:
+        size = math.prod(shape) / 1e9
+        raise FrameMemoryError(
+            f"{what} of {shape[-2]}x{shape[-3]} pixels"
+            + (f", {shape[0]} of them," if len(shape) == 4 and shape[0] > 1 else "")
+            + f" would take {size:.1f} GB, more memory than this process can get; give a smaller"
+            " frame, or cut it into parts"
+        ) from error
+
+
 def fit_size(height: int, width: int, rule: SizeRule) -> tuple[int, int]:
     """Return the height and width that the engine is given for a frame of this size.
 
@@ -128,8 +152,10 @@ class PadBuffers:
         """Make the buffers for a batch of frames whose fitted (height, width) is ``size``."""
         height, width = size
         return cls(
-            source=np.empty((batch, height, width, channels), np.uint8),
-            result=np.empty((batch, height * scale, width * scale, channels), np.uint8),
+            source=allocate((batch, height, width, channels), "the engine's input"),
+            result=allocate(
+                (batch, height * scale, width * scale, channels), "the engine's output"
+            ),
         )
 
     def fill(self, frames: Frame) -> None:
@@ -144,9 +170,16 @@ class PadBuffers:
         # Rows last, from the buffer: the corner then repeats the last pixel.
         self.source[:, height:] = self.source[:, height - 1 : height]
 
-    def crop_into(self, out: Frame) -> None:
-        """Copy the part that belongs to the frame into ``out``, (N, H * scale, W * scale, C)."""
-        out[...] = self.result[:, : out.shape[1], : out.shape[2]]
+    def crop_into(self, out: Frame, top: int = 0, left: int = 0) -> None:
+        """Copy a part of the result into ``out``, (N, H * scale, W * scale, C).
+
+        Args:
+            out: where to; its size is that of the part.
+            top: the first row of the part, in output pixels.
+            left: its first column.
+        """
+        height, width = out.shape[1:3]
+        out[...] = self.result[:, top : top + height, left : left + width]
 
 
 def _dtype_advice(dtype: np.dtype) -> str:

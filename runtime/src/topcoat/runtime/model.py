@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
+from typing import Literal
 
-import numpy as np
-
+from topcoat.runtime import _tiles
 from topcoat.runtime._choice import Explanation, choose
-from topcoat.runtime._errors import BackendError, ModelClosedError
+from topcoat.runtime._errors import BackendError, ModelClosedError, TileError
+from topcoat.runtime._histogram import match_histogram as match_colours
+from topcoat.runtime._memory import available_memory
 from topcoat.runtime.backends import Session, all_backends, default_threads
 from topcoat.runtime.bundle import Manifest, read_manifest
-from topcoat.runtime.frames import Frame, PadBuffers, check_frame, check_out, fit_size
+from topcoat.runtime.frames import Frame, PadBuffers, allocate, check_frame, check_out, fit_size
+
+Tile = int | Literal["auto"] | None
+
+_PLANS_KEPT = 64
+"""Frame sizes whose tiling a model remembers; a folder of photographs has a few."""
 
 
 class Model:
@@ -24,12 +33,25 @@ class Model:
     Python threads go on.
     """
 
-    def __init__(self, manifest: Manifest, explanation: Explanation, session: Session) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        explanation: Explanation,
+        session: Session,
+        *,
+        tile: Tile = None,
+        match_histogram: bool = False,
+        available: Callable[[], int | None] = available_memory,
+    ) -> None:
         self._manifest = manifest
         self._explanation = explanation
         self._session: Session | None = session
         self._lock = threading.Lock()
         self._pad: PadBuffers | None = None
+        self._tile = check_tile(tile, manifest)
+        self._match_histogram = match_histogram
+        self._available = available
+        self._plans: dict[tuple[int, int, int], _tiles.Tiling | None] = {}
 
     @property
     def manifest(self) -> Manifest:
@@ -40,12 +62,31 @@ class Model:
         """Return which backend and precision run, and why not the others; readable after close."""
         return self._explanation
 
-    def process(self, frame: Frame, out: Frame | None = None) -> Frame:
+    def tiles(self, height: int, width: int, batch: int = 1) -> int:
+        """Return how many tiles each frame of this size is run in; 1 is the frame as a whole.
+
+        With ``tile="auto"`` the first question about a size, from here or from :meth:`process`,
+        decides: the same size then always runs the same way.
+
+        Raises:
+            FrameError: the network does not take frames of this size.
+        """
+        with self._lock:
+            plan = self._plan(batch, height, width)
+        return 1 if plan is None else plan.count
+
+    def process(
+        self,
+        frame: Frame,
+        out: Frame | None = None,
+        *,
+        on_tile: Callable[[int, int], None] | None = None,
+    ) -> Frame:
         """Run one frame, or a batch of frames, through the network.
 
         A frame whose size follows the bundle's size rule is read by the engine where it lies, and
-        the result is written where it is wanted: nothing is copied here. Other sizes pass through
-        two buffers that are kept for the next frame of that size.
+        the result is written where it is wanted: nothing is copied here. Other sizes, and tiles,
+        pass through two buffers that are kept for the next frame of that size.
 
         Args:
             frame: uint8, (H, W, 3) or (N, H, W, 3), RGB, C-contiguous, any H and W of at least 1.
@@ -53,12 +94,17 @@ class Model:
             out: where to write the result: uint8, (H * scale, W * scale, 3) or with N in front
                 like the frame, C-contiguous, writeable, not overlapping the frame. Giving the
                 same one for every frame saves an allocation per frame.
+            on_tile: called after every tile with how many are done and how many there are, those
+                of the whole batch; also for a frame that is run as a whole, as its only tile. What
+                it raises ends the call, and ``out`` then holds nothing useful. It must not call
+                the model.
 
         Returns:
             ``out`` if it was given, else a new array.
 
         Raises:
             FrameError: the frame or ``out`` is not as described; nothing was written.
+            FrameMemoryError: there is not enough memory for the result; a FrameError, too.
             BackendError: the engine failed; ``out`` then holds nothing useful.
             ModelClosedError: the model was closed.
         """
@@ -71,24 +117,115 @@ class Model:
             scale = self._manifest.scale
             source = check_frame(frame, self._manifest.channels)
             batch, height, width, channels = source.shape
-            fitted = fit_size(height, width, self._manifest.size)
+            plan = self._plan(batch, height, width)
             shape = (*frame.shape[:-3], height * scale, width * scale, channels)
             if out is None:
-                out = np.empty(shape, np.uint8)
+                out = allocate(shape, "the result")
                 result = out if out.ndim == 4 else out[None]
             else:
                 result = check_out(out, shape, frame)
-            if fitted == (height, width):
-                session.run(source, result)
-                return out
-            pad = self._pad
-            if pad is None or pad.source.shape != (batch, *fitted, channels):
-                self._pad = None  # the old pair is freed before the new one is made
-                pad = self._pad = PadBuffers.allocate(batch, fitted, channels, scale)
-            pad.fill(source)
-            session.run(pad.source, pad.result)
-            pad.crop_into(result)
+            if plan is None:
+                self._run_whole(session, source, result)
+                if on_tile is not None:
+                    on_tile(1, 1)
+            else:
+                self._run_tiled(session, source, result, plan, on_tile)
+            if self._match_histogram:
+                for given, made in zip(source, result, strict=True):
+                    match_colours(made, given)
             return out
+
+    def _plan(self, batch: int, height: int, width: int) -> _tiles.Tiling | None:
+        """Return how to cut frames of this size, or None to give them to the engine at once.
+
+        A plan of one tile gives it the frames of a batch one by one.
+        """
+        key = (batch, height, width)
+        if key not in self._plans:
+            if len(self._plans) >= _PLANS_KEPT:
+                self._plans.clear()
+            self._plans[key] = self._new_plan(batch, height, width)
+        return self._plans[key]
+
+    def _new_plan(self, batch: int, height: int, width: int) -> _tiles.Tiling | None:
+        rule = self._manifest.size
+        if self._tile is None or not _tiles.can_tile(rule):
+            fit_size(height, width, rule)
+            return None
+        # Tiles are never larger than the network takes, so a frame may be.
+        fitted = fit_size(height, width, dataclasses.replace(rule, max=None))
+        most = max(fitted) if rule.max is None else rule.max
+        if self._tile == "auto":
+            pixels = self._pixels_in_memory()
+            if max(fitted) <= most and (pixels is None or batch * fitted[0] * fitted[1] <= pixels):
+                return None
+            side = most if pixels is None else _tiles.tile_within(height, width, pixels, rule)
+            return _tiles.plan(height, width, _tiles.fitting_tile(side, rule), rule)
+        if max(fitted) <= self._tile:
+            return None
+        return _tiles.plan(height, width, self._tile, rule)
+
+    def _pixels_in_memory(self) -> int | None:
+        """Return how many input pixels half of the available memory holds; None: nobody says."""
+        per_pixel = self._manifest.memory_per_pixel
+        available = None if per_pixel is None else self._available()
+        return None if per_pixel is None or available is None else available // 2 // per_pixel
+
+    def _run_whole(self, session: Session, source: Frame, result: Frame) -> None:
+        batch, height, width, _ = source.shape
+        fitted = fit_size(height, width, self._manifest.size)
+        if fitted == (height, width):
+            session.run(source, result)
+            return
+        pad = self._buffers(batch, fitted)
+        pad.fill(source)
+        session.run(pad.source, pad.result)
+        pad.crop_into(result)
+
+    def _run_tiled(
+        self,
+        session: Session,
+        source: Frame,
+        result: Frame,
+        plan: _tiles.Tiling,
+        on_tile: Callable[[int, int], None] | None,
+    ) -> None:
+        """Run frames one by one, tile by tile: neither is the engine ever given more at once."""
+        scale = self._manifest.scale
+        total = len(source) * plan.count
+        done = 0
+        for number in range(len(source)):
+            frame, styled = source[number : number + 1], result[number : number + 1]
+            for rows, columns in plan.windows():
+                if plan.count == 1:
+                    self._run_whole(session, frame, styled)
+                else:
+                    pad = self._buffers(1, (plan.height, plan.width))
+                    top, left = rows.start, columns.start
+                    pad.fill(frame[:, top : top + plan.height, left : left + plan.width])
+                    session.run(pad.source, pad.result)
+                    pad.crop_into(
+                        styled[
+                            :,
+                            rows.keep_from * scale : rows.keep_to * scale,
+                            columns.keep_from * scale : columns.keep_to * scale,
+                        ],
+                        (rows.keep_from - top) * scale,
+                        (columns.keep_from - left) * scale,
+                    )
+                done += 1
+                if on_tile is not None:
+                    on_tile(done, total)
+
+    def _buffers(self, batch: int, fitted: tuple[int, int]) -> PadBuffers:
+        """Return the buffers for this size; kept until another size comes."""
+        channels = self._manifest.channels
+        pad = self._pad
+        if pad is None or pad.source.shape != (batch, *fitted, channels):
+            self._pad = None  # the old pair is freed before the new one is made
+            pad = PadBuffers.allocate(batch, fitted, channels, self._manifest.scale)
+            self._pad = pad
+        return pad
 
     def close(self) -> None:
         """Free the engine and the buffers. Closing twice is fine."""
@@ -122,6 +259,8 @@ def open_model(
     precision: str | None = None,
     threads: int | None = None,
     allow_unverified: bool = False,
+    tile: Tile = None,
+    match_histogram: bool = False,
 ) -> Model:
     """Open a bundle on the backend that runs it fastest here, or on the one that is named.
 
@@ -139,6 +278,15 @@ def open_model(
             process may use. A renderer beside it is better off with fewer.
         allow_unverified: also accept a backend and precision without a passed parity check; an
             UnverifiedWarning then says so.
+        tile: the largest side, in input pixels, of what the engine is given at once. Larger frames
+            are cut into tiles that overlap by what the network needs for a result without seams:
+            within 1 step of the untiled one at fp32. None never cuts. "auto" cuts only what would
+            take more than half of the memory that is available when a frame of that size first
+            comes, by the bundle's estimate, or what is larger than the network takes; where the
+            bundle or the system says too little, it does not cut.
+        match_histogram: give the red, green and blue of every result the histograms that they have
+            in its frame. It undoes colour shifts of feature losses in super-resolution, and lets a
+            style keep a photograph's colours.
 
     Returns:
         The loaded model; close it, or use it as a context manager.
@@ -148,8 +296,10 @@ def open_model(
         BackendError: no backend can run it, with every reason in the text; its ``explanation``
             attribute holds them one by one.
         BackendUnavailableError: the named backend is not installed.
+        TileError: ``tile`` is not one of these, or the bundle cannot be run in such tiles.
     """
     manifest = read_manifest(bundle)
+    check_tile(tile, manifest)  # before an engine is loaded
     if threads is not None and threads < 1:
         raise BackendError(f"threads is {threads}, wanted at least 1 (or None for the default)")
     explanation, session = choose(
@@ -160,4 +310,19 @@ def open_model(
         threads=default_threads() if threads is None else threads,
         allow_unverified=allow_unverified,
     )
-    return Model(manifest, explanation, session)
+    return Model(manifest, explanation, session, tile=tile, match_histogram=match_histogram)
+
+
+def check_tile(tile: Tile, manifest: Manifest) -> Tile:
+    """Return the tile as the bundle's size rule allows it.
+
+    Raises:
+        TileError: it is not a side, "auto" or None, or the bundle cannot be run in such tiles.
+    """
+    if tile is None or tile == "auto":
+        return tile
+    if not isinstance(tile, int) or isinstance(tile, bool) or tile < 1:
+        raise TileError(
+            f"tile is {tile!r}, wanted the largest side of a tile in pixels, 'auto' or None"
+        )
+    return _tiles.fitting_tile(tile, manifest.size)

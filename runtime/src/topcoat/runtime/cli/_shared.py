@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from topcoat.runtime._errors import TopcoatError, UnverifiedWarning
 
 if TYPE_CHECKING:
-    from topcoat.runtime.model import Model
+    from topcoat.runtime.model import Model, Tile
 
 BACKEND_NAMES = ("auto", "onnxruntime-cpu", "openvino-cpu")
 PRECISION_NAMES = ("fp32", "bf16", "fp16")
@@ -44,7 +44,9 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def open_model(arguments: argparse.Namespace) -> Model:
+def open_model(
+    arguments: argparse.Namespace, *, tile: Tile = None, match_histogram: bool = False
+) -> Model:
     """Open ``arguments.bundle`` as the model options say."""
     from topcoat.runtime.model import open_model
 
@@ -54,6 +56,8 @@ def open_model(arguments: argparse.Namespace) -> Model:
         precision=arguments.precision,
         threads=arguments.threads,
         allow_unverified=arguments.allow_unverified,
+        tile=tile,
+        match_histogram=match_histogram,
     )
 
 
@@ -66,6 +70,18 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return value
+
+
+def tile(text: str) -> int | str:
+    """Parse "auto", "off" or the side of a tile for argparse."""
+    if text in {"auto", "off"}:
+        return text
+    try:
+        return positive(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not auto, off or a whole number of pixels"
+        ) from error
 
 
 def run(program: str, action: Callable[[], int]) -> int:
@@ -86,6 +102,14 @@ def run(program: str, action: Callable[[], int]) -> int:
             return action()
         except TopcoatError as error:
             print(f"{program}: {error}", file=sys.stderr)
+            return 2
+        except MemoryError as error:
+            why = " ".join(str(error).split())
+            print(
+                f"{program}: not enough memory" + (f" ({why})" if why else "") + "; give a smaller"
+                " picture, or close other programs",
+                file=sys.stderr,
+            )
             return 2
         except KeyboardInterrupt:
             print(f"\n{program}: interrupted; no half-written file was left", file=sys.stderr)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,18 @@ Pictures: EXIF orientation is applied, transparency kept, grey becomes RGB, othe
 RGB colour profile is dropped. Folders: the tree is kept; files that are not readable pictures are
 skipped, counted and named at the end. Videos: sound is copied, time stamps are kept, and an odd
 width or height gains one pixel, because yuv420p needs even ones.
+
+Large frames: a super-resolution network is run in tiles where the whole frame would take more than
+half of the memory that is available (--tile auto). Tiles overlap by what the network looks at, so
+that the result has no seams. Style networks look at the whole frame and are never cut.
+"""
+
+
+_RUN_EPILOG = """\
+examples:
+  topcoat run photo.jpg styled.jpg --model candy.topcoat --threads 2
+  topcoat run photo.jpg larger.png --model x4.topcoat --match-histogram   with the photo's colours
+  topcoat run scan.png larger.png --model x4.topcoat --tile 256           little at a time
 """
 
 
@@ -56,7 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
         "run",
         help="run a picture, a folder or a video through a bundle",
         description=_RUN_DESCRIPTION,
-        epilog="example:\n  topcoat run photo.jpg styled.jpg --model candy.topcoat --threads 2\n",
+        epilog=_RUN_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     run.add_argument("input", metavar="IN", type=Path, help="picture, folder or video")
@@ -67,6 +79,19 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--force", action="store_true", help="replace files that exist")
     run.add_argument(
         "--crf", type=int, default=18, help="video quality, 0 (best) to 51 (default: 18)"
+    )
+    run.add_argument(
+        "--tile",
+        type=_shared.tile,
+        default="auto",
+        metavar="{auto,off,N}",
+        help="run large frames in tiles: auto where memory is short, off never, N at most N pixels"
+        " wide and high, context included (default: auto)",
+    )
+    run.add_argument(
+        "--match-histogram",
+        action="store_true",
+        help="give red, green and blue of every result the histograms of its input",
     )
     run.add_argument("--quiet", action="store_true", help="no progress, no summary")
     run.add_argument("--json", action="store_true", help="print the summary as JSON on stdout")
@@ -140,35 +165,59 @@ def _is_video(path: Path) -> bool:
 
 def _run_picture(arguments: argparse.Namespace) -> dict[str, Any]:
     from topcoat.runtime import _files, _pictures
+    from topcoat.runtime._progress import Progress
 
     source: Path = arguments.input
     picture = _pictures.read_picture(source)
     target = arguments.output
-    if not target.is_dir():
-        _pictures.check_picture_target(target, picture)
-    with _shared.open_model(arguments) as model:
+    goal = target / source.name if target.is_dir() else target
+    _pictures.check_picture_target(goal, picture)
+    with _open_to_run(arguments) as model:
+        height, width = picture.frame.shape[:2]
+        scale = model.manifest.scale
+        _pictures.check_picture_size(goal, height * scale, width * scale)
         # Only now: a bundle that cannot be opened must not leave an empty folder behind.
         target = _files.prepare_output(source, target, force=arguments.force)
-        styled = _style(model, picture)
+        tiles = model.tiles(height, width)
+        progress = Progress(tiles, "tiles", quiet=arguments.quiet or arguments.json or tiles == 1)
+        try:
+            styled = _style(model, picture, on_tile=lambda done, total: progress.step())
+        finally:
+            progress.clear()
         _pictures.write_picture(target, styled)
         height, width = styled.frame.shape[:2]
         if not (arguments.quiet or arguments.json):
-            print(f"{target}  {width}x{height}  {_engine(model)}", file=sys.stderr)
+            cut = f"  {tiles} tiles" if tiles > 1 else ""
+            print(f"{target}  {width}x{height}{cut}  {_engine(model)}", file=sys.stderr)
         return {
             "output": str(target),
             "width": width,
             "height": height,
+            "tiles": tiles,
             **_engine_json(model),
         }
 
 
-def _style(model: Model, picture: Any) -> Any:  # noqa: ANN401 - _pictures.Picture, imported late
+def _open_to_run(arguments: argparse.Namespace) -> Model:
+    return _shared.open_model(
+        arguments,
+        tile=None if arguments.tile == "off" else arguments.tile,
+        match_histogram=arguments.match_histogram,
+    )
+
+
+def _style(
+    model: Model,
+    picture: Any,  # noqa: ANN401 - a _pictures.Picture, imported late
+    on_tile: Callable[[int, int], None] | None = None,
+) -> Any:  # noqa: ANN401
     import dataclasses
 
     from topcoat.runtime import _pictures
 
-    frame = model.process(picture.frame)
     alpha = picture.alpha
+    given = picture.frame if alpha is None else _pictures.fill_transparent(picture.frame, alpha)
+    frame = model.process(given, on_tile=on_tile)
     if alpha is not None:
         alpha = _pictures.resize_alpha(alpha, *frame.shape[:2])
     return dataclasses.replace(picture, frame=frame, alpha=alpha)
@@ -201,7 +250,9 @@ def _run_folder(arguments: argparse.Namespace) -> dict[str, Any]:
             f" {len(pictures)} exist; pass --force to replace them, or give another OUT"
         )
     skipped: list[dict[str, str]] = []
-    with _shared.open_model(arguments) as model:
+    tiles = 0
+    with _open_to_run(arguments) as model:
+        scale = model.manifest.scale
         progress = Progress(len(pictures), "pictures", quiet=arguments.quiet or arguments.json)
         try:
             for path in pictures:
@@ -210,8 +261,11 @@ def _run_folder(arguments: argparse.Namespace) -> dict[str, Any]:
                     picture = _pictures.read_picture(path)
                     # A JPEG is never transparent, but a file may be another format than its name.
                     _pictures.check_picture_target(goal, picture)
+                    height, width = picture.frame.shape[:2]
+                    _pictures.check_picture_size(goal, height * scale, width * scale)
                     styled = _style(model, picture)
-                except FrameError as error:  # larger than the network takes
+                    tiles += model.tiles(height, width)
+                except FrameError as error:  # larger than the network or the memory takes
                     skipped.append({"file": str(path), "reason": f"{path}: {error}"})
                 except MediaError as error:
                     skipped.append({"file": str(path), "reason": str(error)})
@@ -239,6 +293,7 @@ def _run_folder(arguments: argparse.Namespace) -> dict[str, Any]:
             "output": str(target),
             "pictures": done,
             "skipped": skipped,
+            "tiles": tiles,
             "seconds": round(progress.seconds, 3),
             **_engine_json(model),
         }
@@ -252,17 +307,20 @@ def _run_video(arguments: argparse.Namespace) -> dict[str, Any]:
     target: Path = arguments.output
     _videos.require_av()
     _videos.check_video_target(target / source.name if target.is_dir() else target)
-    with _shared.open_model(arguments) as model:
+    with _open_to_run(arguments) as model:
         target = _files.prepare_output(source, target, force=arguments.force)
         progress = Progress(None, "frames", quiet=arguments.quiet or arguments.json)
         buffer: list[Frame] = []
+        tiles = 1
 
         def started(total: int | None) -> None:
             progress.total = total
 
         def process(frame: Frame) -> Frame:
             # One output buffer for the whole video; it is encoded before the next frame comes.
+            nonlocal tiles
             styled = model.process(frame, out=buffer[0] if buffer else None)
+            tiles = model.tiles(*frame.shape[:2])
             buffer[:] = [styled]
             return styled
 
@@ -271,6 +329,7 @@ def _run_video(arguments: argparse.Namespace) -> dict[str, Any]:
                 source,
                 target,
                 process,
+                scale=model.manifest.scale,
                 crf=arguments.crf,
                 started=started,
                 advanced=progress.step,
@@ -291,6 +350,7 @@ def _run_video(arguments: argparse.Namespace) -> dict[str, Any]:
             "width": report.width,
             "height": report.height,
             "audio_streams": report.audio_streams,
+            "tiles_per_frame": tiles,
             "seconds": round(progress.seconds, 3),
             **_engine_json(model),
         }
@@ -325,6 +385,13 @@ def _info(arguments: argparse.Namespace) -> int:
     total = len(manifest.variants) + len(manifest.files)
     print(f"{manifest.name}: {manifest.task}, output {manifest.scale}x the input's size")
     print(f"  frame sizes   {limits}")
+    print(f"  tiles         {_tile_figures(manifest)}")
+    if manifest.memory_per_pixel is not None:
+        megabytes = manifest.memory_per_pixel * 1280 * 720 / 1e6
+        print(
+            f"  memory        about {manifest.memory_per_pixel} bytes per input pixel:"
+            f" {megabytes:.0f} MB for 1280x720"
+        )
     made_by = ", ".join(f"{name} {version}" for name, version in manifest.made_by.items())
     print(f"  made by       {made_by or 'not said'}")
     recipe = manifest.checkpoint.get("recipe", "not said")
@@ -338,6 +405,18 @@ def _info(arguments: argparse.Namespace) -> int:
             print(f"    {row.backend:<16} {row.compute:<5} {verdict}  {figures}")
     print(f"  files         {total} of {total} have the hash that manifest.json says")
     return 0
+
+
+def _tile_figures(manifest: Manifest) -> str:
+    """Say for people whether a bundle can be run in tiles."""
+    from topcoat.runtime import _tiles
+
+    if manifest.size.halo is None:
+        return "no: the network looks at the whole frame, or the bundle does not say how far"
+    if not _tiles.can_tile(manifest.size):
+        return f"no: context {manifest.size.halo} px is too much for the largest frame size"
+    least = _tiles.smallest_tile(manifest.size)
+    return f"can be tiled: context {manifest.size.halo} px, tiles of {least} px or more"
 
 
 def _figure(key: str, value: float) -> str:
