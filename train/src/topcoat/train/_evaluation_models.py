@@ -34,7 +34,7 @@ class Model:
         """Say that training made small pictures another way than this evaluation; or nothing."""
         if self.blur is None or self.blur == blur:
             return ""
-        return f"{self.name} was trained with σ {self.blur:g}, tested with σ {blur:g}"
+        return f"{self.name} was trained with sigma {self.blur:g}, tested with sigma {blur:g}"
 
 
 def parse_model(text: str) -> tuple[str, Path]:

@@ -47,12 +47,12 @@ def choose_crop(pictures: PictureSet, scale: int, side: int) -> Crop:
     """
     bicubic = luma(pictures.outputs[BICUBIC])
     others = [luma(p) for name, p in pictures.outputs.items() if name != BICUBIC]
-    interest = np.zeros(bicubic.shape)
+    interest = np.zeros_like(bicubic)
     for group in ([luma(pictures.original)], others):
         departure = np.sum([np.abs(other - bicubic) for other in group], axis=0)
         if np.any(departure):  # each counts the same, however far a method's colours are off
             interest += departure / departure.mean()
-    height, width = (length // scale for length in interest.shape)
+    height, width = bicubic.shape[0] // scale, bicubic.shape[1] // scale
     cells = interest.reshape(height, scale, width, scale).sum(axis=(1, 3))  # (H/scale, W/scale)
     count = max(1, side // scale)
     tall, wide = min(count, height), min(count, width)

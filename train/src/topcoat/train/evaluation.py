@@ -339,7 +339,8 @@ def _least_side(
         ),
         *((n.size_min * scale, f"the network's {n.size_min} pixels x {scale}") for n in networks),
     ]
-    return max(wanted, key=lambda entry: entry[0])
+    side, reason = max(wanted, key=lambda entry: entry[0])
+    return -(-side // scale) * scale, reason
 
 
 def _check(

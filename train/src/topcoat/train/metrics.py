@@ -153,7 +153,7 @@ def find_lpips() -> tuple[Distance | None, str]:
             f"LPIPS left out: its AlexNet weights are not at {path}; put torchvision's {name} there"
         )
     # torchvision's own way would download, and would let the file run code.
-    reason = _fill_problem(path)
+    reason = _damage(path)
     if reason:
         return None, f"LPIPS left out: {path} {reason}; get torchvision's {name} again"
     with warnings.catch_warnings():
@@ -180,7 +180,7 @@ def find_lpips() -> tuple[Distance | None, str]:
     return distance, f"lpips {version('lpips')}, AlexNet"
 
 
-def _fill_problem(path: Path) -> str:
+def _damage(path: Path) -> str:
     """Say what keeps a weights file from being used: torchvision's names carry their hash."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()

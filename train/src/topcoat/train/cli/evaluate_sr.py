@@ -242,7 +242,7 @@ def _figures(title: str, evaluation: Evaluation, models: Sequence[Model]) -> dic
 def _table(title: str, evaluation: Evaluation, models: Sequence[Model]) -> str:
     """A row per picture and one for the mean, a group of columns per method; then what to know."""
     protocol = evaluation.protocol
-    shrunk = f"blurred with σ {protocol.blur:g}, " if protocol.blur else ""
+    shrunk = f"blurred with sigma {protocol.blur:g}, " if protocol.blur else ""
     count = len(evaluation.pictures)
     lines = [
         f"{title}, {count} picture{'s' * (count != 1)}, ×{protocol.scale}: {shrunk}shrunk by "
@@ -278,7 +278,8 @@ def _table(title: str, evaluation: Evaluation, models: Sequence[Model]) -> str:
             f"{cut} of {count} were cut at the right or bottom to multiples of {protocol.scale}"
         )
     if evaluation.skipped:
-        notes.append(f"warning: the mean leaves {len(evaluation.skipped)} unusable pictures out")
+        left_out = len(evaluation.skipped)
+        notes.append(f"warning: {left_out} of {count + left_out} pictures are not in the mean")
     if protocol.match_histogram:
         notes.append("outputs of models have the histogram of the small picture")
     notes.append(f"LPIPS: {protocol.lpips}" if protocol.lpips else protocol.lpips_missing)
