@@ -1,5 +1,6 @@
 """``bench-latency``: its figures are ones that occurred, its page asks nobody for anything."""
 
+import dataclasses
 import itertools
 import json
 import re
@@ -14,7 +15,7 @@ import pytest
 
 import topcoat.runtime as tr
 from topcoat.runtime.cli.bench_latency import main
-from topcoat.runtime.report._measure import COLD_PARTS, Cell, Report, Settings
+from topcoat.runtime.report._measure import COLD_PARTS, Cell, Report, Settings, default_sizes
 from topcoat.runtime.report._terminal import render
 
 Edit = Callable[[Callable[[dict[str, Any]], object]], Path]
@@ -52,6 +53,44 @@ def make_report(bundle: Path) -> Report:
         left_out=("openvino-cpu fp16: not asked",),
         began="2026-01-01 00:00:00 +0000",
     )
+
+
+def test_sizes_say_the_result_s_where_it_is_another(blocks: Path) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    from topcoat.runtime.report._html import render as render_html
+
+    report = make_report(blocks)
+    report = dataclasses.replace(report, manifest=dataclasses.replace(report.manifest, scale=4))
+    for cell in report.cells:
+        cell.scale = 4
+    assert "640x360 to 2560x1440   openvino-cpu bf16 " in render(report)
+    page = render_html(report)
+    assert "640x360<br><small>to 2560x1440</small>" in page
+    assert "sizes are frame and result" in page
+    assert "1280x720 to 5120x2880: every frame" in page
+    figures = report.cells[0].to_json()
+    assert (figures["width"], figures["output_width"], figures["output_height"]) == (
+        640,
+        2560,
+        1440,
+    )
+    assert report.to_json()["scale"] == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("blocks", ((640, 360), (1280, 720), (1920, 1080))),
+        ("local2", ((320, 180), (640, 360), (960, 540))),
+        ("local4", ((160, 90), (320, 180), (480, 270))),
+        ("local8", ((80, 45), (160, 90), (240, 135))),
+        ("double", ((320, 180),)),  # takes at most 512
+    ],
+)
+def test_the_default_sizes_are_those_of_results_that_are_shown(
+    blocks: Path, name: str, sizes: tuple[tuple[int, int], ...]
+) -> None:
+    assert default_sizes(tr.read_manifest(blocks.with_name(f"{name}.topcoat"))) == sizes
 
 
 def test_percentiles_are_latencies_that_occurred(blocks: Path) -> None:
@@ -97,6 +136,7 @@ def test_the_command_measures_and_writes_json(
     assert report["versions"]["onnxruntime-cpu"]
     cells = report["cells"]
     assert [(c["width"], c["height"]) for c in cells] == [(32, 24), (40, 40)]
+    assert [(c["output_width"], c["output_height"]) for c in cells] == [(32, 24), (40, 40)]
     for cell in cells:
         assert len(cell["latencies_ms"]) == len(cell["cold_ms"]) == 2
         latencies = sorted(itertools.chain(*cell["latencies_ms"]))

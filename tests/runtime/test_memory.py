@@ -91,14 +91,14 @@ def test_a_result_that_does_not_fit_into_memory_is_one_line(
 ) -> None:
     pytest.importorskip("resource", reason="this system cannot limit a process's memory")
     image = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
-    image.new("RGB", (5000, 5000)).save(tmp_path / "large.png")
-    bundle = Path(__file__).parent / "data" / "local4.topcoat"
+    image.new("RGB", (2500, 2500)).save(tmp_path / "large.png")
+    bundle = Path(__file__).parent / "data" / "local8.topcoat"
     arguments = ["run", "large.png", "o.png", "--model", str(bundle), "--tile", "64"]
     code = (
         "import os, resource, sys\n"
         "from topcoat.runtime.cli.topcoat import main\n"
         f"os.chdir({str(tmp_path)!r})\n"
-        # The picture takes 75 MB, the engine some, its result 1.2 GB.
+        # The picture takes 19 MB, the engine some, the result 1.2 GB.
         "resource.setrlimit(resource.RLIMIT_AS, (900 << 20, 900 << 20))\n"
         f"sys.exit(main({[*arguments, '--backend', 'onnxruntime-cpu', '--threads', '1']!r}))"
     )

@@ -35,7 +35,6 @@ examples:
 Reports that exist are replaced. Plots need: pip install 'topcoat-runtime[report]'
 exit codes: 0 done, 2 something you can fix (one line says what), 1 our mistake, 130 interrupted
 """
-DEFAULT_SIZES = "640x360,1280x720,1920x1080"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -50,9 +49,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--sizes",
         type=_sizes,
-        default=_sizes(DEFAULT_SIZES),
         metavar="WxH,...",
-        help=f"frame sizes (default: {DEFAULT_SIZES})",
+        help="sizes of the frames that go in (default: those whose results are 640x360, 1280x720"
+        " and 1920x1080; for a bundle of scale 4 these are 160x90,320x180,480x270)",
     )
     parser.add_argument(
         "--backend",
@@ -142,10 +141,11 @@ def _measure(arguments: argparse.Namespace) -> Report:
     from topcoat.runtime.backends import all_backends, default_threads
     from topcoat.runtime.bundle import verify_files
     from topcoat.runtime.frames import fit_size
-    from topcoat.runtime.report._measure import Settings, measure
+    from topcoat.runtime.report._measure import Settings, default_sizes, measure
 
     manifest = verify_files(arguments.bundle)
-    for width, height in arguments.sizes:
+    sizes = arguments.sizes or default_sizes(manifest)
+    for width, height in sizes:
         fit_size(height, width, manifest.size)
     candidates: list[Candidate] = []
     for precision in arguments.precision or [None]:
@@ -178,7 +178,7 @@ def _measure(arguments: argparse.Namespace) -> Report:
             )
     settings = Settings(
         bundle=manifest.folder,
-        sizes=arguments.sizes,
+        sizes=sizes,
         engines=tuple((c.backend, c.compute or "", c.variant or "", c.verified) for c in usable),
         threads=default_threads() if arguments.threads is None else arguments.threads,
         seconds=arguments.seconds,

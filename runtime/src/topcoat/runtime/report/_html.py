@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from html import escape
 
 from topcoat.runtime.report import _plots
@@ -34,7 +34,9 @@ table { border-collapse: collapse; width: 100%; font-size: 14px;
   font-variant-numeric: tabular-nums; }
 th, td { padding: 5px 10px; text-align: right; white-space: nowrap; }
 th { color: var(--soft); font-weight: 500; border-bottom: 1px solid var(--line); }
-td.name, th.name { text-align: left; }
+td.name, th.name, td.size { text-align: left; }
+tr td.size { vertical-align: top; font-weight: 600; }
+td.size small { color: var(--soft); font-weight: 400; font-size: 13px; }
 tr.first td { border-top: 1px solid var(--line); }
 tr.best td { font-weight: 600; }
 td.error { text-align: left; color: #a33a2a; white-space: normal; }
@@ -95,7 +97,8 @@ engine, loading the model, and the first frame. Files were in the system's cache
 <p style="margin-top:14px">Each of {report.settings.rounds} rounds ran every row of the table once,
 in a fresh process, one after the other. After the first frame and a warm-up, frames ran back to
 back, into one output buffer, four different synthetic pictures in turn. A frame is uint8 RGB in
-main memory before and after; a latency is one call of <code>process()</code>. Percentiles are by
+main memory before and after; a latency is one call of <code>process()</code>.
+{_about_sizes(report)}Percentiles are by
 nearest rank: with fewer than 100 frames, p99 is the slowest one. Memory is the most that the
 process had resident.</p>{_left_out(report)}</section>
 </main></body></html>
@@ -121,14 +124,12 @@ def _steady_table(cells: Iterable[Cell], colours: dict[str, str]) -> str:
     head += "".join(f"<th>within {name}<br>({ms:.2f} ms)</th>" for name, ms in BUDGETS_MS.items())
     rows = []
     cells = list(cells)
-    last = ""
     for cell in cells:
         rivals = [c for c in cells if c.size == cell.size and c.error is None]
         best = rivals and cell is min(rivals, key=lambda c: c.percentile(50))
-        first = cell.size != last
-        kind = " ".join(word for word, on in (("first", first), ("best", best)) if on)
-        label = f'<td class="name">{cell.size if first else ""}</td>{_name(cell, colours)}'
-        last = cell.size
+        size = _size_cell(cell, cells)
+        kind = " ".join(word for word, on in (("first", size), ("best", best)) if on)
+        label = size + _name(cell, colours)
         if cell.error is not None:
             rows.append(
                 f'<tr class="{kind}">{label}<td class="error" colspan="8">not measured:'
@@ -150,21 +151,29 @@ def _steady_table(cells: Iterable[Cell], colours: dict[str, str]) -> str:
 
 def _cold_table(cells: Iterable[Cell], colours: dict[str, str]) -> str:
     head = "".join(f"<th>{part.replace('_', ' ')}</th>" for part in (*COLD_PARTS, "total"))
+    cells = list(cells)
     rows = []
-    last = ""
     for cell in cells:
         cold = cell.cold()
-        first = cell.size != last
+        size = _size_cell(cell, cells)
         figures = "".join(f"<td>{cold[part]:.0f}</td>" for part in (*COLD_PARTS, "total"))
-        rows.append(
-            f'<tr class="{"first" if first else ""}"><td class="name">{cell.size if first else ""}'
-            f"</td>{_name(cell, colours)}{figures}</tr>"
-        )
-        last = cell.size
+        kind = "first" if size else ""
+        rows.append(f'<tr class="{kind}">{size}{_name(cell, colours)}{figures}</tr>')
     return (
         '<table><thead><tr><th class="name">frame</th><th class="name">engine, ms</th>'
         f"{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
     )
+
+
+def _size_cell(cell: Cell, cells: Sequence[Cell]) -> str:
+    """Return the table cell that names the size beside all its rows, "" but for the first."""
+    same = [other for other in cells if other.size == cell.size]
+    if cell is not same[0]:
+        return ""
+    frame, _, result = cell.size.partition(" to ")
+    # The result's size below the frame's: side by side they push the last column out of sight.
+    below = f"<br><small>to {result}</small>" if result else ""
+    return f'<td class="size" rowspan="{len(same)}">{frame}{below}</td>'
 
 
 def _name(cell: Cell, colours: dict[str, str]) -> str:
@@ -197,6 +206,12 @@ def _settings(report: Report) -> dict[str, str]:
 def _facts(facts: dict[str, str]) -> str:
     rows = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts.items())
     return f"<dl>{rows}</dl>"
+
+
+def _about_sizes(report: Report) -> str:
+    if report.manifest.scale == 1:
+        return ""
+    return f"The network enlarges {report.manifest.scale} times: sizes are frame and result. "
 
 
 def _left_out(report: Report) -> str:

@@ -23,6 +23,8 @@ from topcoat.runtime.bundle import Manifest
 BUDGETS_MS = {"60 Hz": 1000 / 60, "120 Hz": 1000 / 120}
 LEAST_FRAMES = 2
 """Frames per process however long one takes."""
+RESULT_SIZES = ((640, 360), (1280, 720), (1920, 1080))
+"""(width, height) of the results that are measured by default."""
 COLD_PARTS = ("interpreter", "import", "engine", "load", "first_frame")
 
 
@@ -52,6 +54,8 @@ class Cell:
     variant: str
     width: int
     height: int
+    """Of the frame; its result is ``scale`` times as wide and high."""
+    scale: int = 1
     verified: bool = True
     """Whether the bundle holds a passed parity check for this engine."""
     latencies_ms: list[list[float]] = field(default_factory=list)
@@ -70,8 +74,11 @@ class Cell:
 
     @property
     def size(self) -> str:
-        """The frame size as reports name it."""
-        return f"{self.width}x{self.height}"
+        """The frame size as reports name it, with the result's where that is another."""
+        given = f"{self.width}x{self.height}"
+        if self.scale == 1:
+            return given
+        return f"{given} to {self.width * self.scale}x{self.height * self.scale}"
 
     def steady(self) -> np.ndarray[Any, np.dtype[np.float64]]:
         """Return all steady latencies in ms, in order."""
@@ -100,6 +107,8 @@ class Cell:
             "verified": self.verified,
             "width": self.width,
             "height": self.height,
+            "output_width": self.width * self.scale,
+            "output_height": self.height * self.scale,
             "error": self.error,
         }
         if self.error is None:
@@ -149,6 +158,7 @@ class Report:
             "format": "topcoat-latency",
             "format_version": 1,
             "bundle": self.manifest.name,
+            "scale": self.manifest.scale,
             "began": self.began,
             "machine": self.machine,
             "versions": self.versions,
@@ -165,6 +175,18 @@ class Report:
             "left_out": list(self.left_out),
             "cells": [cell.to_json() for cell in self.cells],
         }
+
+
+def default_sizes(manifest: Manifest) -> tuple[tuple[int, int], ...]:
+    """Return the frame sizes (width, height) that are measured when nobody says which.
+
+    Results of 640x360, 1280x720 and 1920x1080 at every scale: what is shown has to be ready 60 or
+    120 times a second, and 1080p through a x4 network would be 8K, which few displays show. Frames
+    that are larger than the network takes are left out, but for the smallest.
+    """
+    sizes = [(width // manifest.scale, height // manifest.scale) for width, height in RESULT_SIZES]
+    most = manifest.size.max
+    return tuple(size for size in sizes if most is None or max(size) <= most) or (sizes[0],)
 
 
 def measure(
@@ -195,6 +217,7 @@ def measure(
             verified=verified,
             width=width,
             height=height,
+            scale=manifest.scale,
         )
         for width, height in settings.sizes
         for backend, compute, variant, verified in settings.engines
