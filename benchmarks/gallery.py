@@ -15,7 +15,7 @@ from PIL import Image
 from topcoat.train import Checkpoint, TopcoatError, load_checkpoint
 from topcoat.train.networks import FrameNetwork
 from topcoat.train.pictures import open_rgb, resize_shorter_side, sample_photographs
-from topcoat.train.recipes import RECIPES, StyleRecipe, difference
+from topcoat.train.recipes import STYLE_RECIPES, StyleRecipe, difference
 from topcoat.train.style import stylise
 
 SIDE = 320
@@ -64,7 +64,7 @@ def main() -> int:
 def _row(name: str, checkpoint: Checkpoint) -> str:
     """One line of the table: the last 20 logged steps, averaged, because single steps scatter."""
     own = StyleRecipe.from_dict(checkpoint.recipe)
-    changed = difference(RECIPES[own.name], own)
+    changed = difference(STYLE_RECIPES[own.name], own)
     fields = ", ".join(f"{k} {v[1]}" for k, v in changed.items() if k not in {"steps", "precision"})
     recent = checkpoint.history[-20:]
     mean = {

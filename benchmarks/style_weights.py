@@ -27,7 +27,7 @@ from topcoat.train.pictures import (
     resize_shorter_side,
     sample_photographs,
 )
-from topcoat.train.recipes import RECIPES
+from topcoat.train.recipes import STYLE_RECIPES
 from topcoat.train.style import frame_tensor, load_style
 from topcoat.train.styles import STYLES
 
@@ -41,7 +41,7 @@ def main() -> int:
     parser.add_argument("--style-size", type=int, default=512)
     parser.add_argument("--loss-weights", type=Path)
     args = parser.parse_args()
-    recipe = RECIPES["modern"]
+    recipe = STYLE_RECIPES["modern"]
     try:
         weights = find_loss_weights(recipe.loss_network, args.loss_weights)
         network = load_loss_network(recipe.loss_network, recipe.layers(), weights.path)

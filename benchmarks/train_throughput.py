@@ -35,9 +35,9 @@ def plain(args: argparse.Namespace) -> list[float]:
     from topcoat.train.networks import build_network
     from topcoat.train.networks._norm import InstanceNorm2d
     from topcoat.train.pictures import sample_photographs
-    from topcoat.train.recipes import RECIPES
+    from topcoat.train.recipes import STYLE_RECIPES
 
-    recipe = RECIPES["modern"]
+    recipe = STYLE_RECIPES["modern"]
     network = build_network("johnson", {"width": args.width, "upsampling": recipe.upsampling})
     network.train()
     for module in list(network.modules()):
@@ -90,7 +90,7 @@ def topcoat(args: argparse.Namespace) -> list[float]:
     from dataclasses import replace
 
     from topcoat.train import loop
-    from topcoat.train.recipes import RECIPES
+    from topcoat.train.recipes import STYLE_RECIPES
     from topcoat.train.style import StyleRun, train_style
 
     seconds: list[float] = []
@@ -105,7 +105,7 @@ def topcoat(args: argparse.Namespace) -> list[float]:
     loop._schedule = timed
     with tempfile.TemporaryDirectory() as folder:
         recipe = replace(
-            RECIPES["modern"],
+            STYLE_RECIPES["modern"],
             width=args.width,
             crop=args.crop,
             batch=args.batch,

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,17 @@ from topcoat.train import DivergenceError, load_checkpoint
 from topcoat.train.data import Photographs, find_pictures
 from topcoat.train.loop import MAX_ROLLBACKS, Outcome, RunSettings, Task, _Run, train
 from topcoat.train.networks import build_network
+from topcoat.train.recipes import StyleRecipe
 
-SETTINGS = {"width": 4, "blocks": 1}
+RECIPE = StyleRecipe(
+    width=4,
+    blocks=1,
+    steps=8,
+    batch=2,
+    learning_rate=1e-3,
+    schedule="constant",
+    precision="fp32",
+)
 
 
 def _train(folder: Path, photographs: Path, bad_calls: set[int], steps: int = 8) -> Outcome:
@@ -26,12 +36,10 @@ def _train(folder: Path, photographs: Path, bad_calls: set[int], steps: int = 8)
     torch.manual_seed(0)
     task = Task(
         kind="style",
-        network=build_network("johnson", SETTINGS),
+        network=build_network(RECIPE.network, RECIPE.network_settings()),
         loss=loss,
         modules=[],
         preview=None,
-        recipe={"name": "test", "steps": steps},
-        network_entry={"name": "johnson", "settings": SETTINGS},
         style={"name": "grey"},
         state={},
     )
@@ -39,12 +47,7 @@ def _train(folder: Path, photographs: Path, bad_calls: set[int], steps: int = 8)
         task,
         Photographs(find_pictures(photographs), 32, "crop", 0),
         RunSettings(output=folder / "out.pt", workers=0, quiet=True, log_every=1, preview_every=0),
-        steps=steps,
-        batch=2,
-        learning_rate=1e-3,
-        schedule="constant",
-        precision="fp32",
-        seed=0,
+        replace(RECIPE, steps=steps),
     )
 
 
@@ -80,7 +83,7 @@ def test_after_three_roll_backs_it_stops_and_leaves_the_last_good_weights(
 
 def test_every_roll_back_restores_weights_and_moments(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    network = build_network("johnson", SETTINGS)
+    network = build_network(RECIPE.network, RECIPE.network_settings())
     optimizer = torch.optim.Adam(network.parameters(), 0.1)
     task = Task(
         kind="style",
@@ -88,14 +91,11 @@ def test_every_roll_back_restores_weights_and_moments(tmp_path: Path) -> None:
         loss=lambda _network, _frames: {},
         modules=[],
         preview=None,
-        recipe={},
-        network_entry={},
-        style={},
         state={},
     )
-    run = _Run(
-        task, RunSettings(output=tmp_path / "x.pt"), network, optimizer, Accelerator(cpu=True)
-    )
+    settings = RunSettings(output=tmp_path / "x.pt")
+    accelerator = Accelerator(cpu=True)
+    run = _Run(task, settings, RECIPE, RECIPE.to_dict(), network, optimizer, accelerator)
 
     def step() -> None:
         torch.autograd.backward(network(torch.rand(1, 3, 16, 16)).square().mean())

@@ -8,7 +8,7 @@ import torch
 from topcoat.train import LossWeightsError, RecipeError
 from topcoat.train.losses import LossNetwork, find_loss_weights, load_loss_network
 from topcoat.train.losses.features import layer_index, layer_names
-from topcoat.train.recipes import RECIPES
+from topcoat.train.recipes import STYLE_RECIPES
 
 
 @pytest.mark.parametrize(
@@ -125,9 +125,9 @@ def test_vgg19_s_published_weights_are_taken_with_their_own_input_only(tmp_path:
     with pytest.raises(LossWeightsError, match="--loss-input imagenet"):
         load_loss_network("vgg19", ["relu1_2"], path, "oxford")
     load_loss_network("vgg19", ["relu1_2"], path, "imagenet")
-    vgg19 = replace(RECIPES["modern"], loss_network="vgg19")
+    vgg19 = replace(STYLE_RECIPES["modern"], loss_network="vgg19")
     assert vgg19.loss_convention() == "imagenet"
-    assert RECIPES["modern"].loss_convention() == "oxford"
+    assert STYLE_RECIPES["modern"].loss_convention() == "oxford"
 
 
 def test_the_real_weights_are_recognised_and_told_apart_from_other_conventions() -> None:

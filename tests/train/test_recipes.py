@@ -4,11 +4,11 @@ from typing import Any
 import pytest
 
 from topcoat.train import RecipeError
-from topcoat.train.recipes import RECIPES, StyleRecipe, difference, recipe
+from topcoat.train.recipes import STYLE_RECIPES, StyleRecipe, difference, recipe
 
 
 def test_johnson2016_holds_the_paper_s_numbers() -> None:
-    paper = RECIPES["johnson2016"]
+    paper = STYLE_RECIPES["johnson2016"]
     assert paper.content_layer == "relu3_3"
     assert paper.style_layers == ("relu1_2", "relu2_2", "relu3_3", "relu4_3")
     assert (paper.learning_rate, paper.batch, paper.crop, paper.steps) == (1e-3, 4, 256, 40_000)
@@ -20,15 +20,15 @@ def test_johnson2016_holds_the_paper_s_numbers() -> None:
     )
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", STYLE_RECIPES)
 def test_a_recipe_survives_a_checkpoint(name: str) -> None:
-    assert StyleRecipe.from_dict(RECIPES[name].to_dict()) == RECIPES[name]
-    assert RECIPES[name].name == name
+    assert StyleRecipe.from_dict(STYLE_RECIPES[name].to_dict()) == STYLE_RECIPES[name]
+    assert STYLE_RECIPES[name].name == name
 
 
 def test_the_difference_of_two_recipes_lists_exactly_what_differs() -> None:
-    changed = replace(RECIPES["modern"], width=16, style_weight=3.0)
-    assert difference(RECIPES["modern"], changed) == {
+    changed = replace(STYLE_RECIPES["modern"], width=16, style_weight=3.0)
+    assert difference(STYLE_RECIPES["modern"], changed) == {
         "width": (32, 16),
         "style_weight": (10.0, 3.0),
     }
@@ -54,16 +54,16 @@ def test_a_field_out_of_range_says_what_is_wanted(
 ) -> None:
     changes: dict[str, Any] = {field: value}
     with pytest.raises(RecipeError, match=complaint):
-        replace(RECIPES["modern"], **changes)
+        replace(STYLE_RECIPES["modern"], **changes)
 
 
 def test_the_paper_s_form_needs_a_crop_larger_than_its_padding() -> None:
     with pytest.raises(RecipeError, match="got 32 for 5 blocks; try 64"):
-        replace(RECIPES["johnson2016"], crop=32)
+        replace(STYLE_RECIPES["johnson2016"], crop=32)
 
 
 def test_unknown_names_are_answered_with_the_known_ones() -> None:
     with pytest.raises(RecipeError, match="modern, johnson2016"):
-        recipe("ancient")
+        recipe("ancient", STYLE_RECIPES)
     with pytest.raises(RecipeError, match="unknown recipe field sparkle"):
         StyleRecipe.from_dict({"sparkle": 1})

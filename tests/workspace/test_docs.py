@@ -1,14 +1,17 @@
 """What the documents show is what happens."""
 
+import dataclasses
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 
+from topcoat.train.cli.train_sr import main as train_sr
 from topcoat.train.cli.train_style import main as train_style
-from topcoat.train.recipes import RECIPES, StyleRecipe
+from topcoat.train.recipes import SR_RECIPES, STYLE_RECIPES, Recipe
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -32,25 +35,46 @@ def test_the_training_document_s_code_runs(tmp_path: Path) -> None:
         subprocess.run([sys.executable, "-c", block], cwd=tmp_path, check=True)
 
 
-def test_every_recipe_field_is_an_option_with_a_reason(capsys: pytest.CaptureFixture[str]) -> None:
+Main = Callable[[list[str]], int]
+COMMANDS: list[tuple[Main, Mapping[str, Recipe]]]
+COMMANDS = [(train_style, STYLE_RECIPES), (train_sr, SR_RECIPES)]
+
+
+@pytest.mark.parametrize(("main", "recipes"), COMMANDS, ids=["train-style", "train-sr"])
+def test_every_recipe_field_is_an_option_with_a_reason(
+    main: Main, recipes: Mapping[str, Recipe], capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit):
-        train_style(["--help"])
+        main(["--help"])
     text = " ".join(capsys.readouterr().out.split())
-    for name, entry in StyleRecipe.__dataclass_fields__.items():
-        if name != "name":
-            assert "--" + name.replace("_", "-") in text
+    for entry in dataclasses.fields(type(recipes["modern"])):  # type: ignore[arg-type]
+        if entry.name != "name":
+            assert "--" + entry.name.replace("_", "-") in text
             assert " ".join(entry.metadata["reason"].split()[:4]) in text
 
 
-def test_the_recipe_table_marks_what_differs(capsys: pytest.CaptureFixture[str]) -> None:
-    assert train_style(["--list-recipes"]) == 0
+@pytest.mark.parametrize(
+    ("main", "recipes", "differing"),
+    [
+        (train_style, STYLE_RECIPES, {"form", "norm", "steps"}),
+        (train_sr, SR_RECIPES, {"network", "loss", "blur", "steps"}),
+    ],
+    ids=["train-style", "train-sr"],
+)
+def test_the_recipe_table_marks_what_differs(
+    main: Main,
+    recipes: Mapping[str, Recipe],
+    differing: set[str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["--list-recipes"]) == 0
     table = capsys.readouterr().out
-    for name, values in RECIPES.items():
+    for name, values in recipes.items():
         assert name in table
         assert str(values.steps) in table
     marked = {line[2:].split()[0] for line in table.splitlines() if line.startswith("* ")}
-    assert {"form", "norm", "steps"} <= marked
-    assert "blocks" not in marked
+    assert differing <= marked
+    assert "loss_network" not in marked
 
 
 def test_ci_runs_the_readme_s_own_test_command() -> None:

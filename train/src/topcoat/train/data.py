@@ -56,6 +56,7 @@ def fingerprint(pictures: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
+Fit = Literal["crop", "squash", "native"]
 _ZOOM = 1.25
 """Crops are cut from pictures scaled to between 1 and this many times the crop."""
 
@@ -78,13 +79,13 @@ class Photographs(Dataset[Sample]):
         crop: side of the square in pixels.
         fit: ``crop``: shorter side scaled to between 1 and 1.25 times ``crop``, random place,
             mirrored half of the time; ``squash``: cut to multiples of 16 from the top left, then
-            scaled to the square without regard to aspect, as Johnson's data was made.
+            scaled to the square without regard to aspect, as Johnson's data was made; ``native``:
+            cut at a random place, never scaled, mirrored and turned in all eight ways, for
+            super-resolution: scaling would invent or lose the detail that is to be learnt.
         seed: of the run.
     """
 
-    def __init__(
-        self, pictures: Sequence[Path], crop: int, fit: Literal["crop", "squash"], seed: int
-    ) -> None:
+    def __init__(self, pictures: Sequence[Path], crop: int, fit: Fit, seed: int) -> None:
         self.pictures = list(pictures)
         self.crop, self.fit, self.seed = crop, fit, seed
         self._epoch = -1
@@ -105,28 +106,57 @@ class Photographs(Dataset[Sample]):
         for offset in range(count):
             path = self.pictures[self._order[(position + offset) % count]]
             try:
-                pixels = to_array(self._cut(open_photograph(path, round(_ZOOM * self.crop)), rng))
+                pixels = self._cut(path, rng)
             except PictureError as error:
                 broken.append(str(error))
                 continue
-            return Sample(torch.from_numpy(pixels.copy()), tuple(broken))
+            return Sample(torch.from_numpy(to_array(pixels).copy()), tuple(broken))
         # Not raised here: out of a worker process an error comes as a traceback in a string.
         return Sample(torch.empty(0), tuple(broken))
 
-    def _cut(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    def _cut(self, path: Path, rng: np.random.Generator) -> Image.Image:
         side = self.crop
+        if self.fit == "native":
+            patch = _random_square(open_patchable(path, side), side, rng)
+            turned = patch.rotate(90 * int(rng.integers(4)))  # exact for multiples of 90 degrees
+            return turned.transpose(Image.Transpose.TRANSPOSE) if rng.random() < 0.5 else turned
+        image = open_photograph(path, round(_ZOOM * side))
         if self.fit == "squash":
             width, height = (max(16, length // 16 * 16) for length in image.size)
             return image.crop((0, 0, width, height)).resize((side, side), Image.Resampling.BICUBIC)
         scaled = resize_shorter_side(image, round(side * rng.uniform(1.0, _ZOOM)))
-        left = int(rng.integers(0, scaled.width - side + 1))
-        top = int(rng.integers(0, scaled.height - side + 1))
-        cut = scaled.crop((left, top, left + side, top + side))
+        cut = _random_square(scaled, side, rng)
         return cut.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else cut
 
 
-def require_usable(pictures: Sequence[Path], batch: int) -> None:
+def open_patchable(path: Path, side: int) -> Image.Image:
+    """Read a photograph to cut patches from as it is.
+
+    Raises:
+        PictureError: as :func:`open_photograph`, or smaller than the patch.
+    """
+    image = open_photograph(path)
+    if min(image.size) < side:
+        raise PictureError(
+            f"{path} is {image.width}x{image.height}, smaller than a patch of {side}x{side}; "
+            f"give larger pictures or --patch {min(image.size) // 8 * 8}"
+        )
+    return image
+
+
+def _random_square(image: Image.Image, side: int, rng: np.random.Generator) -> Image.Image:
+    left = int(rng.integers(0, image.width - side + 1))
+    top = int(rng.integers(0, image.height - side + 1))
+    return image.crop((left, top, left + side, top + side))
+
+
+def require_usable(pictures: Sequence[Path], batch: int, patch: int | None = None) -> None:
     """Check that a batch can be filled, looking at no more files than that takes.
+
+    Args:
+        pictures: the files.
+        batch: how many of them must be usable.
+        patch: side of the squares that are cut out unscaled; None if pictures are scaled.
 
     Raises:
         ContentError: fewer usable pictures than a batch needs.
@@ -134,7 +164,10 @@ def require_usable(pictures: Sequence[Path], batch: int) -> None:
     usable, reasons = 0, []
     for path in pictures:
         try:
-            open_photograph(path, at_least=16)
+            if patch is None:
+                open_photograph(path, at_least=16)
+            else:
+                open_patchable(path, patch)
         except PictureError as error:
             reasons.append(str(error))
         else:

@@ -30,6 +30,7 @@ from topcoat.train._errors import CheckpointError, DivergenceError, OutputError,
 from topcoat.train.checkpoint import Checkpoint, save_checkpoint
 from topcoat.train.data import Photographs, batches
 from topcoat.train.networks import FrameNetwork
+from topcoat.train.recipes import Recipe
 
 MAX_ROLLBACKS = 3
 _SNAPSHOT_EVERY = 50
@@ -41,17 +42,15 @@ class Task:
     """What differs between the methods."""
 
     kind: str
-    """``style``; goes into the checkpoint."""
+    """``style`` or ``super-resolution``; goes into the checkpoint."""
     network: FrameNetwork
     loss: Callable[[FrameNetwork | nn.Module, Tensor], dict[str, Tensor]]
     """(network, (B, 3, H, W) float in [0, 1]) -> scalars, ``total`` among them."""
     modules: list[nn.Module]
     """What ``loss`` holds besides the network; moved to the device with it."""
     preview: Callable[[FrameNetwork], Image.Image] | None
-    recipe: dict[str, Any]
-    network_entry: dict[str, Any]
-    """``name`` and ``settings`` for the checkpoint."""
-    style: dict[str, Any]
+    style: dict[str, Any] = field(default_factory=dict)
+    """What the checkpoint says of the style picture."""
     state: dict[str, Any]
     """More that resuming needs: ``content`` (folder), ``content_fingerprint``, targets, …"""
 
@@ -124,16 +123,11 @@ def train(
     task: Task,
     dataset: Photographs,
     settings: RunSettings,
+    recipe: Recipe,
     *,
-    steps: int,
-    batch: int,
-    learning_rate: float,
-    schedule: str,
-    precision: str,
-    seed: int,
     resume: Checkpoint | None = None,
 ) -> Outcome:
-    """Train a network until ``steps`` steps are done.
+    """Train a network until the recipe's ``steps`` are done, those before a resume included.
 
     Bit-exact on a CPU: stopped at any checkpoint and resumed, it arrives at the same weights.
 
@@ -141,12 +135,7 @@ def train(
         task: network, losses, preview.
         dataset: the photographs.
         settings: where to write and how often.
-        steps: total number of optimiser steps, those before a resume included.
-        batch: pictures per step over all processes.
-        learning_rate: Adam's, at its highest.
-        schedule: ``constant`` or ``cosine``.
-        precision: ``auto``, ``fp32`` or ``bf16``.
-        seed: for whatever randomness the losses use.
+        recipe: steps, batch, learning rate, schedule, precision, seed; stored whole.
         resume: continue from here.
 
     Raises:
@@ -157,21 +146,22 @@ def train(
     # Without cpu=True Accelerate does not join torchrun's processes on a machine without a GPU.
     accelerator = Accelerator(mixed_precision="no", cpu=not torch.accelerator.is_available())
     rank, processes = accelerator.process_index, accelerator.num_processes
+    steps, batch = recipe.steps, recipe.batch
     if batch % processes:
         raise RecipeError(
             f"batch {batch} cannot be split over {processes} processes; "
             f"pass --batch {math.ceil(batch / processes) * processes}"
         )
     device = accelerator.device
-    precision = resolve_precision(precision, device)
-    task.recipe["precision"] = precision
-    torch.manual_seed(seed + rank)
+    precision = resolve_precision(recipe.precision, device)
+    torch.manual_seed(recipe.seed + rank)
 
     network = task.network.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     for module in task.modules:
         module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = torch.optim.Adam(network.parameters(), learning_rate)
-    run = _Run(task, settings, network, optimizer, accelerator)
+    optimizer = torch.optim.Adam(network.parameters(), recipe.learning_rate)
+    resolved = {**recipe.to_dict(), "precision": precision}
+    run = _Run(task, settings, recipe, resolved, network, optimizer, accelerator)
     if resume is not None:
         run.restore(resume)
     run.snapshot()
@@ -218,7 +208,8 @@ def train(
                 if message not in broken:
                     broken[message] = None
                     tqdm.write(f"skipped {message}", file=sys.stderr)
-            lr = learning_rate * run.lr_factor * _schedule(schedule, run.step, steps)
+            lr = recipe.learning_rate * run.lr_factor
+            lr *= _schedule(recipe.schedule, run.step, steps)
             for group in optimizer.param_groups:
                 group["lr"] = lr
             frames = pixels.to(device, non_blocking=True).float().div_(255)
@@ -338,11 +329,14 @@ class _Run:
         self,
         task: Task,
         settings: RunSettings,
+        recipe: Recipe,
+        resolved: dict[str, Any],
         network: FrameNetwork,
         optimizer: torch.optim.Optimizer,
         accelerator: Accelerator,
     ) -> None:
         self.task, self.settings, self.network = task, settings, network
+        self.recipe, self.resolved = recipe, resolved
         self.optimizer, self.accelerator = optimizer, accelerator
         self.step = 0
         self.lr_factor = 1.0
@@ -356,7 +350,7 @@ class _Run:
         if state is None:
             raise CheckpointError(
                 "this checkpoint was made to ship and holds no optimiser state, so it cannot be "
-                "resumed; resume one that train-style wrote without --drop-state"
+                "resumed; resume one that was written without --drop-state"
             )
         try:
             self.network.load_state_dict(checkpoint.weights)
@@ -369,7 +363,7 @@ class _Run:
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             raise CheckpointError(
                 f"the checkpoint's state is damaged ({type(error).__name__}); "
-                "resume an earlier copy, or start again with --style"
+                "resume an earlier copy, or start again without --resume"
             ) from None
         if self.accelerator.device.type == "cpu" and threads != torch.get_num_threads():
             print(
@@ -410,7 +404,7 @@ class _Run:
                 f"training diverged: {what} is not finite after {MAX_ROLLBACKS} roll-backs, each "
                 f"with half the learning rate (last {lr:.3g}); {self.settings.output} holds the "
                 f"last good weights, of step {self.step}. Start again with --learning-rate "
-                f"{lr / 4:.2g}, a lower --style-weight, or --precision fp32"
+                f"{lr / 4:.2g}, lower loss weights, or --precision fp32"
             )
         self.lr_factor /= 2
         self.network.load_state_dict(self._good["network"])
@@ -439,9 +433,9 @@ class _Run:
             }
         return Checkpoint(
             task=self.task.kind,
-            network=self.task.network_entry,
+            network={"name": self.recipe.network, "settings": self.recipe.network_settings()},
             weights=weights,
-            recipe=self.task.recipe,
+            recipe=self.resolved,
             step=self.step,
             history=self.history,
             style=self.task.style,

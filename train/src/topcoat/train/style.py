@@ -3,37 +3,31 @@
 import hashlib
 import os
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image, ImageDraw
-from torch import Tensor, nn
+from torch import Tensor
 
-from topcoat.train._errors import (
-    CheckpointError,
-    ContentError,
-    LossWeightsError,
-    PictureError,
-    RecipeError,
-)
+from topcoat.train._errors import CheckpointError, PictureError, RecipeError
 from topcoat.train.checkpoint import Checkpoint
-from topcoat.train.data import Photographs, find_pictures, fingerprint, require_usable
+from topcoat.train.data import Photographs, require_usable
+from topcoat.train.frames import frame_tensor, run_network
 from topcoat.train.loop import Outcome, RunSettings, Task, train
 from topcoat.train.losses import LossNetwork, PerceptualLoss, find_loss_weights, load_loss_network
 from topcoat.train.networks import FrameNetwork, build_network
-from topcoat.train.pictures import (
-    file_sha256,
-    open_photograph,
-    open_rgb,
-    resize_longer_side,
-    resize_shorter_side,
-    sample_photographs,
-    to_array,
-)
+from topcoat.train.pictures import file_sha256, open_rgb, resize_longer_side
 from topcoat.train.recipes import StyleRecipe
+from topcoat.train.runs import (
+    check_objective,
+    check_resume,
+    content_pictures,
+    probe_pictures,
+    run_state,
+    stored_recipe,
+)
 from topcoat.train.styles import STYLES, draw_style
 
 _MIN_STYLE_SIDE = 64
@@ -94,38 +88,27 @@ class StyleRun:
     settings: RunSettings = field(default_factory=lambda: RunSettings(output=Path("style.pt")))
 
 
-def prepare_recipe(run: StyleRun) -> StyleRecipe:
-    """The recipe to run: the checkpoint's when resuming, with only ``steps`` from the call."""
-    if run.resume is None:
-        return run.recipe
-    try:
-        stored = StyleRecipe.from_dict(run.resume.recipe)
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"the checkpoint's recipe cannot be used ({error}); start again with --style"
-        ) from None
-    return replace(stored, steps=run.recipe.steps)
-
-
 def train_style(run: StyleRun) -> Outcome:
     """Train a style network, from the start or from a checkpoint.
 
     Raises:
         TopcoatError: any of its leaves; see :func:`topcoat.train.loop.train` and the readers.
     """
-    recipe = prepare_recipe(run)
+    recipe = stored_recipe(run.resume, run.recipe)
     picture = None if run.style is None else load_style(run.style)
     if picture is None and run.resume is None:
         raise RecipeError("no style given; pass --style PICTURE or a name from --list-styles")
-    pictures, folder = _content(run)
+    pictures, folder = content_pictures(run.content, run.resume)
     require_usable(pictures, recipe.batch)
-    _check_resume(run, recipe, picture, pictures)
+    if run.resume is not None:
+        check_resume(run.resume, "style", recipe.steps, pictures)
+        _check_style(run.resume, picture)
 
     weights = find_loss_weights(recipe.loss_network, run.loss_weights)
     loss_network = load_loss_network(
         recipe.loss_network, recipe.layers(), weights.path, recipe.loss_convention()
     )
-    _check_objective(run, loss_network, weights.path)
+    check_objective(run.resume, loss_network, weights.path)
     torch.manual_seed(recipe.seed)
     network = build_network(recipe.network, recipe.network_settings())
     grams = _style_grams(run.resume, loss_network, picture, recipe)
@@ -136,77 +119,19 @@ def train_style(run: StyleRun) -> Outcome:
         loss=lambda net, frames: objective(net(frames), frames),
         modules=[objective],
         preview=_Preview(picture, pictures if run.content else None),
-        recipe=recipe.to_dict(),
-        network_entry={"name": recipe.network, "settings": recipe.network_settings()},
         style=_describe(run.resume, picture),
-        state={
-            "content": folder,
-            "content_fingerprint": fingerprint(pictures),
-            "style_grams": grams,
-            "loss_weights_sha256": loss_network.sha256(),
-        },
+        state={**run_state(folder, pictures, loss_network), "style_grams": grams},
     )
-    return train(
-        task,
-        Photographs(pictures, recipe.crop, recipe.fit, recipe.seed),
-        run.settings,
-        steps=recipe.steps,
-        batch=recipe.batch,
-        learning_rate=recipe.learning_rate,
-        schedule=recipe.schedule,
-        precision=recipe.precision,
-        seed=recipe.seed,
-        resume=run.resume,
-    )
+    dataset = Photographs(pictures, recipe.crop, recipe.fit, recipe.seed)
+    return train(task, dataset, run.settings, recipe, resume=run.resume)
 
 
-def _content(run: StyleRun) -> tuple[list[Path], str | None]:
-    folder = run.content
-    if folder is None and run.resume is not None and run.resume.state is not None:
-        stored = run.resume.state.get("content")
-        folder = Path(stored) if stored else None
-    if folder is None:
-        return sample_photographs(), None
-    return find_pictures(folder), str(folder.resolve())
-
-
-def _check_resume(
-    run: StyleRun, recipe: StyleRecipe, picture: StylePicture | None, pictures: list[Path]
-) -> None:
-    if run.resume is None:
-        return
-    if run.resume.task != "style":
-        raise CheckpointError(
-            f"the checkpoint is of task {run.resume.task!r}, train-style resumes 'style'; "
-            "use the command that made it"
-        )
-    if picture is not None and picture.sha256 != run.resume.style.get("sha256"):
+def _check_style(resume: Checkpoint, picture: StylePicture | None) -> None:
+    if picture is not None and picture.sha256 != resume.style.get("sha256"):
         raise CheckpointError(
             f"the checkpoint was trained on another style picture "
-            f"({run.resume.style.get('name')!r}) than {picture.name!r}; "
+            f"({resume.style.get('name')!r}) than {picture.name!r}; "
             "leave --style away to go on, or --resume to start afresh"
-        )
-    if run.resume.step >= recipe.steps:
-        raise CheckpointError(
-            f"the checkpoint has {run.resume.step} steps already, {recipe.steps} are asked for; "
-            f"pass --steps {run.resume.step + 1000} to go on"
-        )
-    state = run.resume.state or {}
-    known = state.get("content_fingerprint")
-    if known is not None and known != fingerprint(pictures):
-        raise ContentError(
-            "the content folder holds other photographs than when the checkpoint was written, so "
-            "the run would not be the same one; pass the original folder with --content"
-        )
-
-
-def _check_objective(run: StyleRun, loss_network: LossNetwork, path: Path) -> None:
-    if run.resume is None or run.resume.state is None:
-        return
-    if run.resume.state.get("loss_weights_sha256") != loss_network.sha256():
-        raise LossWeightsError(
-            f"{path} holds other weights than the run began with, so its objective would change; "
-            "pass the same file with --loss-weights"
         )
 
 
@@ -241,45 +166,11 @@ def _describe(resume: Checkpoint | None, picture: StylePicture | None) -> dict[s
     }
 
 
-def frame_tensor(image: Image.Image) -> Tensor:
-    """An RGB picture as (1, 3, H, W) float32 in [0, 1]."""
-    return torch.from_numpy(to_array(image).copy()).permute(2, 0, 1)[None].float() / 255
-
-
-def frame_image(frame: Tensor) -> Image.Image:
-    """(1, 3, H, W) nominally in [0, 1] -> a picture, clipped and rounded to 8 bits."""
-    pixels = (frame[0].detach().clamp(0, 1) * 255).round().byte().permute(1, 2, 0)
-    return Image.fromarray(np.ascontiguousarray(pixels.cpu().numpy()), "RGB")
-
-
-def stylise(network: FrameNetwork | nn.Module, image: Image.Image) -> Image.Image:
-    """Run a network on a picture cropped to its multiple: for previews and evaluation."""
-    multiple = int(getattr(network, "size_multiple", 1))
-    width, height = (side // multiple * multiple for side in image.size)
-    frame = frame_tensor(image.crop((0, 0, width, height)))
-    device = next(network.parameters()).device
-    with torch.no_grad():
-        return frame_image(network(frame.to(device)))
-
-
 class _Preview:
     """A strip: the style, then probe photographs above what the network makes of them."""
 
     def __init__(self, picture: StylePicture | None, pictures: list[Path] | None) -> None:
-        probes = sample_photographs()[:2]
-        for path in (pictures or [])[:3]:
-            try:
-                open_photograph(path)
-            except PictureError:
-                continue
-            probes.append(path)
-            break
-        self.probes = [
-            resize_shorter_side(open_photograph(path), _PREVIEW_SIDE).crop(
-                (0, 0, _PREVIEW_SIDE, _PREVIEW_SIDE)
-            )
-            for path in probes
-        ]
+        self.probes = probe_pictures(pictures, _PREVIEW_SIDE)
         self.style = None if picture is None else picture.image
 
     def __call__(self, network: FrameNetwork) -> Image.Image:
@@ -297,6 +188,6 @@ class _Preview:
             left = side + gap
         for probe in self.probes:
             sheet.paste(probe, (left, 0))
-            sheet.paste(stylise(network, probe), (left, side + gap))
+            sheet.paste(run_network(network, probe), (left, side + gap))
             left += side + gap
         return sheet

@@ -133,6 +133,11 @@ class LossNetwork(nn.Module):
                 found[self.taps[index]] = x
         return found
 
+    def target(self, frame: Tensor, layer: str) -> Tensor:
+        """(B, 3, H, W) RGB in [0, 1] -> (B, C, H', W'): features to compare with, no gradient."""
+        with torch.no_grad():
+            return self(frame, until=layer)[layer]  # type: ignore[no-any-return]
+
 
 @dataclass(frozen=True)
 class WeightsFile:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from topcoat.train.losses.content import content_loss
 from topcoat.train.losses.features import LossNetwork
 from topcoat.train.losses.gram import gram_matrix, style_loss
-from topcoat.train.losses.total_variation import total_variation
+from topcoat.train.losses.total_variation import batch_total_variation
 from topcoat.train.recipes import StyleRecipe
 
 
@@ -61,8 +61,7 @@ class PerceptualLoss(nn.Module):
             ``content``, ``style``, ``tv`` (unweighted) and ``total`` (weighted): scalars.
         """
         recipe = self.recipe
-        with torch.no_grad():
-            target = self.network(photograph, until=recipe.content_layer)[recipe.content_layer]
+        target = self.network.target(photograph, recipe.content_layer)
         features = self.network(output)
         content = content_loss(features[recipe.content_layer], target, recipe.loss_scale)
         per_layer = [
@@ -74,11 +73,7 @@ class PerceptualLoss(nn.Module):
         style = torch.stack(per_layer).sum()
         if recipe.loss_scale == "relative":
             style = style / len(per_layer)
-        tv = total_variation(output, recipe.tv_form)
-        if recipe.tv_form == "paper":
-            # The published strength multiplies a sum over the batch, beside losses that are means
-            # over it. Counting the whole batch, not this process's share, keeps that with several.
-            tv = tv * recipe.batch
+        tv = batch_total_variation(output, recipe.tv_form, recipe.batch)
         total = (
             recipe.content_weight * content
             + recipe.style_weight * recipe.strength * style

@@ -32,3 +32,18 @@ def total_variation(frame: Tensor, form: Literal["mean", "paper"] = "mean") -> T
     down = frame[:, :, 1:] - frame[:, :, :-1]
     right = frame[..., 1:] - frame[..., :-1]
     return (down.square().sum() + right.square().sum()) / (down.numel() + right.numel())
+
+
+def batch_total_variation(frame: Tensor, form: Literal["mean", "paper"], batch: int) -> Tensor:
+    """Total variation as an objective counts it beside losses that are means over the batch.
+
+    The published strength multiplies a sum over the batch. Counting the whole batch, not the share
+    of this process, keeps that with several processes.
+
+    Args:
+        frame: (B, C, H, W), this process's share.
+        form: as :func:`total_variation`.
+        batch: pictures per step over all processes.
+    """
+    tv = total_variation(frame, form)
+    return tv * batch if form == "paper" else tv

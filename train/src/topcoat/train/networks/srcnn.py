@@ -71,4 +71,5 @@ class SRCNN(FrameNetwork):
         red, green, blue = large.split(1, dim=1)
         y = _LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue
         better: Tensor = self.body(F.pad(y, (self.pad,) * 4, mode="replicate"))
-        return large + (better - y)
+        result: Tensor = large + (better - y)
+        return result

@@ -1,0 +1,323 @@
+"""What the training commands have in common: options, the recipe's fields, the outcome, exit codes.
+
+Nothing here imports torch: ``--help`` and mistakes are answered at once.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
+
+from topcoat.train._errors import DivergenceError, OutputError, RecipeError, TopcoatError
+from topcoat.train.recipes import Recipe, difference, recipe
+
+if TYPE_CHECKING:
+    from topcoat.train.checkpoint import Checkpoint
+    from topcoat.train.loop import Outcome, RunSettings
+
+R = TypeVar("R", bound=Recipe)
+
+TRYING_OUT = (
+    "no --content: training on the six photographs of scikit-image, which is enough to try "
+    "things out and too few for a good network"
+)
+
+
+def add_run_options(run: argparse._ArgumentGroup, *, output: str) -> None:
+    """Add the options of every training run; ``output`` is how help names the default file."""
+    run.add_argument(
+        "--content",
+        type=Path,
+        metavar="DIR",
+        help="folder tree of photographs (jpg, png, webp); without it, the six photographs that "
+        "scikit-image carries: for trying out",
+    )
+    run.add_argument(
+        "--recipe", default=None, metavar="NAME", help="named set of settings (default: modern)"
+    )
+    run.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help=f"checkpoint to write (default: {output})",
+    )
+    run.add_argument(
+        "--resume", type=Path, metavar="FILE", help="continue this checkpoint, bit for bit on a CPU"
+    )
+    run.add_argument("--force", action="store_true", help="replace an existing checkpoint")
+    run.add_argument(
+        "--loss-weights",
+        type=Path,
+        metavar="FILE",
+        help="weights of the loss network; else TOPCOAT_VGG16_WEIGHTS, torch's hub cache, download",
+    )
+    run.add_argument(
+        "--workers",
+        type=int,
+        default=1,
+        metavar="N",
+        help="picture-decoding processes (default: 1)",
+    )
+    run.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
+    run.add_argument(
+        "--checkpoint-every", type=int, default=250, metavar="N", help="steps (default: 250)"
+    )
+    run.add_argument(
+        "--preview-every",
+        type=int,
+        default=250,
+        metavar="N",
+        help="steps between pictures in OUTPUT.preview/; 0 for none (default: 250)",
+    )
+    run.add_argument("--log-every", type=int, default=25, metavar="N", help="steps (default: 25)")
+    run.add_argument(
+        "--tensorboard", type=Path, metavar="DIR", help="write scalars for TensorBoard"
+    )
+    run.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="torch.compile; by default only where it pays: on a GPU, for long runs",
+    )
+    run.add_argument(
+        "--drop-state",
+        action="store_true",
+        help="leave the optimiser out of the finished checkpoint: a third of the size, no --resume",
+    )
+    run.add_argument("--quiet", action="store_true", help="no progress")
+    run.add_argument(
+        "--json", action="store_true", help="print the outcome as JSON on standard output"
+    )
+
+
+def add_look_options(look: argparse._ArgumentGroup) -> None:
+    """Add the options that print recipes instead of training."""
+    look.add_argument(
+        "--list-recipes", action="store_true", help="show the recipes and how they differ"
+    )
+    look.add_argument(
+        "--show-recipe", action="store_true", help="print the resolved recipe as JSON and stop"
+    )
+
+
+def add_recipe_fields(top: argparse.ArgumentParser, base: Recipe) -> None:
+    """Add an option for every field of a recipe, with its reason and ``base``'s value as help."""
+    group = top.add_argument_group("recipe fields", "override single settings of the recipe")
+    hints = get_type_hints(type(base))
+    for entry in _fields(type(base)):
+        hint, reason = hints[entry.name], entry.metadata["reason"]
+        default = getattr(base, entry.name)
+        shown = ",".join(default) if isinstance(default, tuple) else default
+        kwargs: dict[str, Any] = {"help": f"{reason} ({base.name}: {shown})".replace("%", "%%")}
+        if isinstance(default, tuple):
+            kwargs |= {
+                "type": lambda text: tuple(filter(None, text.split(","))),
+                "metavar": "A,B,…",
+            }
+        elif get_args(hint):
+            kwargs |= {"type": type(default), "choices": get_args(hint)}
+        else:
+            kwargs |= {
+                "type": type(default),
+                "metavar": {int: "N", float: "X", str: "NAME"}[type(default)],
+            }
+        group.add_argument(_option(entry.name), **kwargs)
+
+
+def resolve(args: argparse.Namespace, among: Mapping[str, R]) -> R:
+    """The recipe that the command line asks for; when resuming, only its ``steps`` count.
+
+    Raises:
+        RecipeError: no such recipe, a value out of range, a field that the recipe's network has
+            no use for, or one that cannot change when resuming.
+    """
+    base = among["modern"]
+    names = [entry.name for entry in _fields(type(base))]
+    overrides = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    if args.resume is not None:
+        refused = sorted(set(overrides) - {"steps"})
+        if args.recipe or refused:
+            came = ["--recipe"] * bool(args.recipe) + [_option(name) for name in refused]
+            raise RecipeError(
+                f"{', '.join(came)} cannot change when resuming: the checkpoint's recipe goes on; "
+                "only --steps may"
+            )
+        return dataclasses.replace(base, **overrides)  # type: ignore[type-var] # a dataclass
+    chosen = recipe(args.recipe or "modern", among)
+    resolved = dataclasses.replace(chosen, **overrides)  # type: ignore[type-var]
+    if idle := sorted(resolved.idle_fields() & set(overrides)):
+        options = ", ".join(map(_option, idle))
+        raise RecipeError(
+            f"{options} would change nothing: this recipe (network {resolved.network}; see "
+            f"--show-recipe) makes no use of it; leave it out, or choose another --recipe"
+        )
+    return resolved
+
+
+def check_run_options(args: argparse.Namespace) -> None:
+    """Check what argparse cannot.
+
+    Raises:
+        RecipeError: a number that makes no sense.
+    """
+    for name, least in (
+        ("checkpoint_every", 1),
+        ("log_every", 1),
+        ("workers", 0),
+        ("preview_every", 0),
+        ("threads", 1),
+    ):
+        value = getattr(args, name)
+        if value is not None and value < least:
+            wanted = f"at least {least}" if least else "0 or more"
+            raise RecipeError(f"{_option(name)} must be {wanted}, got {value}")
+
+
+def check_output(args: argparse.Namespace, default: str) -> Path:
+    """The checkpoint to write: ``--output``, that which is resumed, or the default.
+
+    Raises:
+        OutputError: it is a folder, or would be replaced without ``--force``.
+    """
+    output: Path = args.output or args.resume or Path(default)
+    if output.is_dir():
+        raise OutputError(f"{output} is a folder; give the checkpoint's file name with --output")
+    if output.exists() and output != args.resume and not args.force:
+        raise OutputError(
+            f"{output} exists; go on with --resume {output}, replace it with --force, "
+            "or choose another --output"
+        )
+    return output
+
+
+def begin(
+    args: argparse.Namespace, resolved: R, output: Path
+) -> "tuple[Checkpoint | None, R, RunSettings]":
+    """Import torch, read what is resumed, make sure that the result can be written.
+
+    Returns:
+        The checkpoint to resume or None, the recipe with that checkpoint's steps where none were
+        asked for, and the settings of the run.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be read.
+        OutputError: the result cannot be written.
+    """
+    from topcoat.train._allocator import keep_freed_memory
+
+    keep_freed_memory()
+    import torch
+
+    from topcoat.train.checkpoint import check_writable, load_checkpoint
+    from topcoat.train.loop import RunSettings
+
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    checkpoint = None if args.resume is None else load_checkpoint(args.resume)
+    check_writable(output)
+    if checkpoint is not None and args.steps is None:
+        steps = int(checkpoint.recipe.get("steps", resolved.steps))
+        resolved = dataclasses.replace(resolved, steps=steps)  # type: ignore[type-var]
+    settings = RunSettings(
+        output=output,
+        checkpoint_every=args.checkpoint_every,
+        preview_every=args.preview_every,
+        log_every=args.log_every,
+        workers=args.workers,
+        compile=args.compile,
+        tensorboard=args.tensorboard,
+        keep_state=not args.drop_state,
+        quiet=args.quiet,
+        opening=TRYING_OUT if args.content is None and checkpoint is None else "",
+    )
+    return checkpoint, resolved, settings
+
+
+def report(args: argparse.Namespace, outcome: "Outcome", command: str) -> int:
+    """Say what a run left behind and what to do next; returns the exit code."""
+    code = 0 if outcome.finished else 130
+    if os.environ.get("RANK", "0") != "0":  # of the processes that torchrun started, one speaks
+        return code
+    if args.json:
+        print(json.dumps(dataclasses.asdict(outcome), default=str, indent=2))
+        return code
+    if outcome.broken:
+        count = len(outcome.broken)
+        print(f"{count} picture{'s' * (count > 1)} could not be used:", file=sys.stderr)
+        for message in outcome.broken[:20]:
+            print(f"  {message}", file=sys.stderr)
+        if count > 20:
+            print(f"  and {count - 20} more", file=sys.stderr)
+    parts = ", ".join(f"{name} {value:.4g}" for name, value in outcome.losses.items())
+    what = "checkpoint" if outcome.finished else "interrupted; checkpoint"
+    print(f"{what}: {outcome.checkpoint} (step {outcome.step}; {parts})")
+    print(f"took {outcome.seconds / 60:.1f} min, {outcome.images_per_second:.1f} images/s")
+    if outcome.finished:
+        print(f"next: export-engine {outcome.checkpoint}")
+        return code
+    same = f" --loss-weights {args.loss_weights}" if args.loss_weights else ""
+    print(f"to go on: {command} --resume {outcome.checkpoint}{same}")
+    return code
+
+
+def recipe_table(recipes: Mapping[str, Recipe]) -> str:
+    """Every field of every recipe, and a mark where they differ."""
+    names = list(recipes)
+    rows = {name: values.to_dict() for name, values in recipes.items()}
+    first = recipes[names[0]]
+    differing = {field for name in names[1:] for field in difference(first, recipes[name])}
+    lines = [f"  {'':16}" + "".join(f"{name:32}" for name in names).rstrip()]
+    for field in rows[names[0]]:
+        if field == "name":
+            continue
+        cells = []
+        for name in names:
+            value = "-" if field in recipes[name].idle_fields() else rows[name][field]
+            cells.append(f"{','.join(value) if isinstance(value, list) else value!s:32}")
+        mark = "*" if field in differing else " "
+        lines.append(f"{mark} {field:16}" + "".join(f"{c:32}" for c in cells).rstrip())
+    lines.append(f"* differs; any field can be overridden, {_option('batch')} 2 for example")
+    return "\n".join(lines)
+
+
+def run(command: str, action: Callable[[], int]) -> int:
+    """Run a command's action; returns the exit code: 2 for what the user can mend."""
+    try:
+        return action()
+    except DivergenceError as error:
+        print(f"{command}: {error}", file=sys.stderr)
+        return 1
+    except TopcoatError as error:
+        print(f"{command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{command}: interrupted; checkpoints written so far are kept", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output went away, as `| head` does
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - stays open until exit
+        return 0
+
+
+def leave(code: int) -> None:
+    """End the process of ``python -m``, also under torchrun."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # Everything is saved and said. Threads of the process group are still winding down, and
+        # the ordinary exit aborts on them once in a while (torch 2.13, gloo).
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def _fields(cls: type[Recipe]) -> "list[dataclasses.Field[Any]]":
+    """All but the name, which ``--recipe`` decides."""
+    return [entry for entry in dataclasses.fields(cls) if entry.name != "name"]  # type: ignore[arg-type]
+
+
+def _option(field: str) -> str:
+    return "--" + field.replace("_", "-")

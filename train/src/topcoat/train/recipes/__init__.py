@@ -1,0 +1,15 @@
+"""Recipes: named, frozen sets of every number that decides what a training run produces."""
+
+from topcoat.train.recipes._base import Recipe, difference, recipe
+from topcoat.train.recipes.style import STYLE_RECIPES, StyleRecipe
+from topcoat.train.recipes.super_resolution import SR_RECIPES, SuperResolutionRecipe
+
+__all__ = [
+    "SR_RECIPES",
+    "STYLE_RECIPES",
+    "Recipe",
+    "StyleRecipe",
+    "SuperResolutionRecipe",
+    "difference",
+    "recipe",
+]
