@@ -399,7 +399,34 @@ def test_files_that_exist_are_replaced_only_when_told(
     assert (tmp_path / "out" / "mine.txt").read_text() == "mine"
 
 
+def test_outputs_are_kept_apart_from_originals_and_from_each_other(
+    originals: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = _failure(capsys, originals, "--scale", 4, "--output", originals / "out")
+    assert "the next run would take outputs for originals" in said
+    assert not (originals / "out").exists()
+    both = tmp_path / "both"
+    said = _failure(capsys, originals, "--scale", 4, "--json", both, "--page", both)
+    assert "--json and --page both name" in said
+
+
 # Bad input
+
+
+def test_a_folder_that_cannot_be_read_is_not_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "locked").mkdir()
+    scandir = os.scandir
+
+    def refusing(path: str) -> object:  # permissions do not stop an administrator
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(ContentError, match=r"cannot read .*locked: Permission denied"):
+        find_originals(tmp_path)
 
 
 def test_pictures_of_other_kinds_are_converted(tmp_path: Path) -> None:

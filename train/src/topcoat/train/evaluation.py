@@ -251,15 +251,21 @@ def find_originals(folder: str | os.PathLike[str], only: str | None = None) -> l
             published sets hold the small pictures and others' results as well.
 
     Raises:
-        ContentError: not a folder, or nothing in it.
+        ContentError: not a folder, nothing in it, or a folder below it cannot be read.
     """
+
+    def refuse(error: OSError) -> None:
+        raise ContentError(
+            f"cannot read {error.filename}: {error.strerror}; change its permissions"
+        )
+
     folder = Path(folder)
     if not folder.is_dir():
         came = "a file" if folder.exists() else "not there"
         raise ContentError(f"{folder} is {came}; give a folder of high-resolution pictures")
     found = sorted(
         Path(root, name)
-        for root, _, names in os.walk(folder)
+        for root, _, names in os.walk(folder, onerror=refuse)
         for name in names
         if name.lower().endswith(EVALUATION_SUFFIXES) and not name.startswith(".")
         if only is None or fnmatch.fnmatch(name, only)

@@ -153,8 +153,14 @@ def _evaluate(args: argparse.Namespace) -> int:
     for option, path in (("--json", json_file), ("--page", args.page)):
         if path is not None:
             _check_file(option, path, args.force)
+    if (
+        json_file is not None
+        and args.page is not None
+        and json_file.resolve() == args.page.resolve()
+    ):
+        raise OutputError(f"--json and --page both name {args.page}; give two files")
     if args.output is not None:
-        _check_folder(args.output, args.force)
+        _check_folder(args.output, args.folder, args.force)
 
     import torch
 
@@ -293,9 +299,14 @@ def _check_file(option: str, path: Path, force: bool) -> None:
         raise OutputError(f"{path} exists; replace it with --force, or give another {option}")
 
 
-def _check_folder(path: Path, force: bool) -> None:
+def _check_folder(path: Path, originals: Path, force: bool) -> None:
     if path.exists() and not path.is_dir():
         raise OutputError(f"{path} is a file; give a folder with --output")
+    if path.resolve().is_relative_to(originals.resolve()):
+        raise OutputError(
+            f"{path} lies below {originals}, where the next run would take outputs for originals; "
+            "give another --output"
+        )
     if path.is_dir() and any(path.iterdir()) and not force:
         raise OutputError(
             f"{path} is not empty; write into it with --force, or give another --output"
