@@ -258,20 +258,30 @@ def test_the_command_s_json_page_and_pictures_agree(
 def test_the_page_holds_the_same_crop_of_every_method_and_asks_for_nothing(
     originals: Path, tmp_path: Path, save_model: Saver
 ) -> None:
-    page_file = tmp_path / "e.html"
-    model = save_model("net")
-    assert main([str(originals), "--model", str(model), "--page", str(page_file), "--quiet"]) == 0
+    page_file, out = tmp_path / "e.html", tmp_path / "out"
+    arguments = [originals, "--model", save_model("net"), "--page", page_file, "--output", out]
+    assert main([*map(str, arguments), "--quiet"]) == 0
     page = page_file.read_text()
     assert not re.findall(r"(?:src|href)=\"(?!data:image/)", page)
     assert "<script" not in page
     assert "http" not in page.replace("http-equiv", "")
     titles = re.findall(r"<figcaption><b>(.*?)</b>", page)
     assert titles == ["low resolution", "bicubic", "net", "original"] * 2
-    sizes = [
-        Image.open(io.BytesIO(base64.b64decode(data))).size
+    crops = [
+        np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
         for data in re.findall(r"data:image/png;base64,([A-Za-z0-9+/=]+)", page)
     ]
-    assert sizes[:4] == [(20, 16), (80, 64), (80, 64), (80, 64)]  # the picture is 64 high
+    places = re.findall(r"crop (\d+)×(\d+) at \((\d+), (\d+)\)", page)
+    assert [place[:2] for place in places] == [("80", "64"), ("64", "80")]
+    kinds = ("low-resolution", "bicubic", "net", "original")
+    for number, (name, place) in enumerate(zip(("a.png", "b.png"), places, strict=True)):
+        width, height, left, top = map(int, place)
+        for crop, kind in zip(crops[4 * number :], kinds, strict=False):
+            shrink = 4 if kind == "low-resolution" else 1
+            whole = to_array(open_rgb(out / kind / name))
+            rows = slice(top // shrink, (top + height) // shrink)
+            columns = slice(left // shrink, (left + width) // shrink)
+            np.testing.assert_array_equal(crop, whole[rows, columns])
     assert "image-rendering: pixelated" in page
 
 
