@@ -357,6 +357,16 @@ def test_json_on_standard_output_takes_the_table_s_place(
     assert list(figures["mean"]) == ["bicubic"]
 
 
+def test_a_half_trained_network_is_said_to_be_one(
+    originals: Path, save_model: Saver, capsys: pytest.CaptureFixture[str]
+) -> None:
+    half, whole = save_model("half", steps=20), save_model("whole", steps=7)
+    assert main([str(originals), "--model", str(half), "--model", str(whole)]) == 0
+    table = capsys.readouterr().out
+    assert "warning: half stands at step 7 of 20" in table
+    assert table.count("warning") == 1
+
+
 def test_the_table_s_columns_stand_below_each_other(
     originals: Path, save_model: Saver, capsys: pytest.CaptureFixture[str]
 ) -> None:

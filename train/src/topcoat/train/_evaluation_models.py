@@ -28,13 +28,21 @@ class Model:
     blur: float | None
     """σ of the Gaussian before shrinking in training; None if the checkpoint does not say."""
     steps: int
+    """Training steps done."""
+    steps_planned: int | None
+    """Steps of the recipe; None if the checkpoint does not say."""
     scale: int
 
-    def warning(self, blur: float) -> str:
-        """Say that training made small pictures another way than this evaluation; or nothing."""
-        if self.blur is None or self.blur == blur:
-            return ""
-        return f"{self.name} was trained with sigma {self.blur:g}, tested with sigma {blur:g}"
+    def warnings(self, blur: float) -> list[str]:
+        """What a reader of the figures must know; ``blur`` is that of the evaluation."""
+        lines = []
+        if self.blur is not None and self.blur != blur:
+            lines.append(
+                f"{self.name} was trained with sigma {self.blur:g}, tested with sigma {blur:g}"
+            )
+        if self.steps_planned is not None and self.steps < self.steps_planned:
+            lines.append(f"{self.name} stands at step {self.steps} of {self.steps_planned}")
+        return lines
 
 
 def parse_model(text: str) -> tuple[str, Path]:
@@ -101,7 +109,7 @@ def _load(name: str, path: Path) -> tuple[Model, FrameNetwork]:
             "that train-sr wrote"
         )
     recipe = checkpoint.recipe
-    blur = recipe.get("blur")
+    blur, steps = recipe.get("blur"), recipe.get("steps")
     model = Model(
         name=name,
         file=path.name,
@@ -111,6 +119,7 @@ def _load(name: str, path: Path) -> tuple[Model, FrameNetwork]:
         loss=str(recipe.get("loss", "unknown")),
         blur=float(blur) if isinstance(blur, int | float) else None,
         steps=checkpoint.step,
+        steps_planned=steps if isinstance(steps, int) else None,
         scale=network.scale,
     )
     return model, network

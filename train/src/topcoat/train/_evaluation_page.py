@@ -154,7 +154,7 @@ class Page:
             title=title,
             protocol=protocol,
             rows=rows,
-            warnings=[w for model in models if (w := model.warning(protocol.blur))],
+            warnings=[line for model in models for line in model.warnings(protocol.blur)],
             skipped=evaluation.skipped,
             versions=evaluation.versions,
             models=models,

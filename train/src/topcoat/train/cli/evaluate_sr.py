@@ -241,7 +241,7 @@ def _figures(title: str, evaluation: Evaluation, models: Sequence[Model]) -> dic
         "set": title,
         **evaluation.to_dict(),
         "models": [asdict(model) for model in models],
-        "warnings": [warning for model in models if (warning := model.warning(blur))],
+        "warnings": [line for model in models for line in model.warnings(blur)],
     }
 
 
@@ -277,7 +277,7 @@ def _table(title: str, evaluation: Evaluation, models: Sequence[Model]) -> str:
             lines.append("-" * len(lines[-1]))
         texts = {m: "  ".join(f"{c:>6}" for c in cells[m][number]) for m in evaluation.methods}
         lines.append(f"{name:{first}}" + "".join("   " + f"{texts[m]:>{width[m]}}" for m in texts))
-    notes = [f"warning: {w}" for model in models if (w := model.warning(protocol.blur))]
+    notes = [f"warning: {line}" for model in models for line in model.warnings(protocol.blur)]
     cut = sum(picture.file_size != picture.size for picture in evaluation.pictures)
     if cut:
         notes.append(
