@@ -33,6 +33,34 @@ def tiny_checkpoint(**settings: Any) -> Checkpoint:  # noqa: ANN401 - network se
     )
 
 
+def sr_checkpoint(name: str, scale: int, **settings: Any) -> Checkpoint:  # noqa: ANN401
+    """A checkpoint as train-sr leaves it, of a narrow network with seeded random weights."""
+    settings = {
+        "scale": scale,
+        "width": 4,
+        **({} if name == "srcnn" else {"blocks": 1}),
+        **settings,
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = build_network(name, settings)
+        for weight in network.parameters():
+            if weight.ndim == 4:  # some start at zero: the network would be the enlargement alone
+                torch.nn.init.normal_(weight, std=0.5 * weight[0].numel() ** -0.5)
+    return Checkpoint(
+        task="super-resolution",
+        network={"name": name, "settings": settings},
+        weights=network.state_dict(),
+        recipe={
+            **{"name": "modern", "network": name, "scale": scale, "blur": 1.0, "loss": "mix"},
+            **{"pixel_form": "l1", "feature_layer": "relu2_2", "loss_network": "vgg16"},
+        },
+        step=9,
+        history=[{"step": 9, "total": 0.25, "pixel": 0.125, "learning_rate": 0.5, "seconds": 3.0}],
+        versions={"torch": str(torch.__version__)},
+    )
+
+
 @dataclass(frozen=True)
 class Outcome:
     code: int

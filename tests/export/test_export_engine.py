@@ -48,7 +48,10 @@ def test_a_bundle_holds_what_the_format_says_and_nothing_else(exported: Exported
         "name": "tiny",
         "task": "style",
     }
-    assert manifest["size"] == {"multiple": 4, "min": 8, "max": None, "pad": "edge"}
+    assert manifest["size"] == {
+        **{"multiple": 4, "min": 8, "max": None, "pad": "edge"},
+        "halo": None,  # instance norm: every pixel depends on all of them
+    }
     assert manifest["checkpoint"] == {
         "sha256": file_sha256(exported.checkpoint_file),
         "step": 7,
@@ -119,6 +122,9 @@ def test_the_card_says_what_it_is_and_how_well_it_agrees(exported: ExportedBundl
             "swirls",
             "modern, 7 steps",
             "total 3.5",
+            "| Task | style |",
+            "depends on the whole frame",
+            "](golden_in.png) | ![",
             "onnxruntime-cpu fp32",
             "multiple of 4",
         ),

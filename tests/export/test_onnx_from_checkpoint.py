@@ -100,6 +100,7 @@ def test_the_signature_travels_in_the_file_and_survives_onnxruntime(
         "topcoat.task": "style",
         "topcoat.precision": "fp16",
         "topcoat.scale": "1",
+        "topcoat.halo": "none",
         "topcoat.size_multiple": "4",
         "topcoat.size_min": "8",
         "topcoat.pad": "edge",
@@ -224,11 +225,13 @@ def test_a_network_that_enlarges_has_output_sizes_of_its_own() -> None:
     assert sizes(model.graph.input[0]) == ["batch", "height", "width", 3]
     assert sizes(model.graph.output[0]) == ["batch", "height_out", "width_out", 3]
     frame = np.random.default_rng(1).integers(0, 256, (1, 6, 10, 3), dtype=np.uint8)
-    (styled,) = session(model).run(None, {"frame": frame})
-    assert styled.shape == (1, 12, 20, 3)
-    assert np.abs(styled.astype(int) - reference_frame(network, frame)).max() <= 1
+    (enlarged,) = session(model).run(["enlarged"], {"frame": frame})
+    assert enlarged.shape == (1, 12, 20, 3)
+    assert np.abs(enlarged.astype(int) - reference_frame(network, frame)).max() <= 1
 
 
-def test_an_unknown_precision_is_refused() -> None:
+def test_an_unknown_precision_or_task_is_refused() -> None:
+    with pytest.raises(ValueError, match="style or super-resolution, got 'texture'"):
+        onnx_from_network(tiny_checkpoint().build_network(), task="texture")
     with pytest.raises(ValueError, match="fp32 or fp16, got 'int8'"):
         onnx_from_network(tiny_checkpoint().build_network(), "int8")  # type: ignore[arg-type]

@@ -26,9 +26,9 @@ def test_real_photographs_come_with_scikit_image_and_some_have_odd_sides() -> No
         assert probe.frame.std() > 20  # a picture, not a placeholder
 
 
-@pytest.mark.parametrize("least", [1, 8, 44])
-def test_every_question_is_asked(least: int) -> None:
-    frames = probe_frames(least)
+@pytest.mark.parametrize(("least", "scale"), [(1, 1), (8, 1), (44, 1), (1, 2), (1, 4), (4, 8)])
+def test_every_question_is_asked(least: int, scale: int) -> None:
+    frames = probe_frames(least, scale=scale)
     assert {probe.group for probe in frames} == {"photographs", "sizes", "tiny", "synthetic"}
     shapes = [probe.frame.shape for probe in frames]
     assert (least, least, 3) in shapes
@@ -38,6 +38,31 @@ def test_every_question_is_asked(least: int) -> None:
     assert all(probe.frame.flags.c_contiguous and probe.frame.size for probe in frames)
     names = [(probe.group, probe.name) for probe in frames]
     assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("scale", [2, 4, 8])
+def test_a_network_that_enlarges_gets_photographs_that_were_shrunk(scale: int) -> None:
+    whole = {probe.name: probe.frame for probe in bundled_photographs()}
+    small = [probe for probe in probe_frames(1, scale=scale) if probe.group == "photographs"]
+    assert len(small) == len(whole)
+    for probe in small:
+        large = whole[probe.name]
+        for side, before in zip(probe.frame.shape[:2], large.shape[:2], strict=True):
+            assert abs(side * scale - before) <= scale / 2
+        np.testing.assert_allclose(probe.frame.mean(), large.mean(), atol=1)
+
+
+def test_a_network_that_enlarges_gives_back_less_than_twice_as_many_pixels() -> None:
+    def pixels(scale: int) -> int:
+        return scale**2 * sum(probe.frame.size for probe in probe_frames(1, scale=scale))
+
+    assert all(pixels(scale) < 2 * pixels(1) for scale in (2, 4, 8))
+
+
+def test_a_users_photograph_is_reduced_to_what_is_enlarged_to_the_limit(tmp_path: Path) -> None:
+    Image.new("RGB", (900, 30), "red").save(tmp_path / "wide.png")
+    wide = [probe for probe in probe_frames(1, tmp_path, scale=8) if probe.name == "wide.png"]
+    assert [probe.frame.shape[1] for probe in wide] == [LONGEST_SIDE // 8]
 
 
 def test_synthetic_frames_are_what_their_names_say() -> None:

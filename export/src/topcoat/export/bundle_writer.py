@@ -16,30 +16,34 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import torch
 from PIL import Image
 
 import topcoat.runtime
 from topcoat.export._errors import BundleNameError, OutputError, WeightsError
-from topcoat.export.card import card_markdown
-from topcoat.export.onnx_from_checkpoint import OPSET, Precision, onnx_from_network
+from topcoat.export.card import card_markdown, degradation_blur
+from topcoat.export.golden import golden
+from topcoat.export.halo import prove_halo
+from topcoat.export.memory import memory_per_pixel
+from topcoat.export.onnx_from_checkpoint import (
+    OPSET,
+    OUTPUT_NAMES,
+    Precision,
+    onnx_from_network,
+)
 from topcoat.export.parity import (
     ParityReport,
     ParityRow,
     engines_for,
     measure_parity,
-    reference_frame,
 )
-from topcoat.export.probes import Frame, ProbeFrame, bundled_photographs, probe_frames
+from topcoat.export.probes import bundled_photographs, probe_frames
 from topcoat.train import Checkpoint
 from topcoat.train.networks import FrameNetwork
 
 FORMAT = "topcoat-bundle"
 FORMAT_VERSION = 1
-GOLDEN_SIZE = (192, 256)
-"""Height and width of the golden pair: small, and no multiple of it is needed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +56,8 @@ class Exported:
     """parity.json inside the bundle, or ``NAME.parity.json`` beside the place it did not get."""
     report: ParityReport
     name: str
+    task: str
+    scale: int
 
     def __bool__(self) -> bool:
         return self.bundle is not None
@@ -88,7 +94,9 @@ def export_bundle(
         BundleNameError: the name cannot be a file name.
         OutputError: something is at ``output`` that may not be replaced, or it cannot be written.
         PhotographError: ``photos`` has no readable photograph.
-        WeightsError: the weights hold NaN or infinity.
+        WeightsError: the weights hold NaN or infinity, or the network is not one for the task that
+            the checkpoint names.
+        GraphError: the graph breaks the frame contract, or the network's ``halo`` is too small.
         topcoat.train.CheckpointError: the weights do not fit the network.
     """
     if "fp32" not in precisions:
@@ -100,41 +108,55 @@ def export_bundle(
     _check_place(place, force=force)
     network = checkpoint.build_network()
     _check_weights(network)
-    frames = probe_frames(network.size_min, photos, progress)
+    _check_task(checkpoint, network)
+    frames = probe_frames(network.size_min, photos, progress, scale=network.scale)
 
     with _staged(place) as stage:
         files: dict[str, str] = {}
         for precision in precisions:
             files[precision] = f"model.{precision}.onnx"
             progress(f"ONNX, {precision}, opset {OPSET}")
-            _write_model(
-                stage / files[precision],
-                onnx_from_network(network, precision, task=checkpoint.task),
-            )
-        draft = _manifest(checkpoint, network, name, checkpoint_sha256, stage, files, ())
+            model = onnx_from_network(network, precision, task=checkpoint.task)
+            _write_model(stage / files[precision], model)
+            if precision == "fp32":
+                memory = memory_per_pixel(model, network.size_multiple, network.size_min)
+        if network.halo is not None:
+            progress(f"tiles: that an output pixel looks no further than {network.halo} pixels")
+            prove_halo(network)
+        draft = _manifest(checkpoint, network, name, checkpoint_sha256, memory, stage, files, ())
         _write_json(stage / "manifest.json", draft)  # so that the runtime can open it at all
 
         report = measure_parity(stage, network, frames, engines_for(files), progress)
+
+        def exported(bundle: Path | None, report_file: Path) -> Exported:
+            return Exported(
+                bundle=bundle,
+                report_file=report_file,
+                report=report,
+                name=name,
+                task=checkpoint.task,
+                scale=network.scale,
+            )
+
         if not report:
             report_file = place.with_name(f"{place.name.removesuffix('.topcoat')}.parity.json")
             _write_json_atomically(report_file, report.to_json())
-            return Exported(bundle=None, report_file=report_file, report=report, name=name)
+            return exported(None, report_file)
 
         _write_json(stage / "parity.json", report.to_json())
-        _write_golden(stage, network)
+        pictures = _write_pictures(stage, network, checkpoint.recipe)
         manifest = _manifest(
-            checkpoint, network, name, checkpoint_sha256, stage, files, report.rows
+            checkpoint, network, name, checkpoint_sha256, memory, stage, files, report.rows
         )
         card = card_markdown(manifest, report, checkpoint)
         (stage / "card.md").write_text(card, encoding="utf-8")
         manifest["files"] = {
-            extra: _identity(stage / extra)
-            for extra in ("card.md", "golden_in.png", "golden_out.png", "parity.json")
+            extra: _identity(stage / extra) for extra in ("card.md", *pictures, "parity.json")
         }
         _write_json(stage / "manifest.json", manifest)
         topcoat.runtime.verify_files(stage)
         _put_in_place(stage, place, force=force)
-    return Exported(bundle=place, report_file=place / "parity.json", report=report, name=name)
+    return exported(place, place / "parity.json")
 
 
 def checked_name(name: str) -> str:
@@ -166,6 +188,7 @@ def _manifest(
     network: FrameNetwork,
     name: str,
     checkpoint_sha256: str | None,
+    memory: int,
     stage: Path,
     files: Mapping[str, str],
     rows: Sequence[ParityRow],
@@ -192,7 +215,9 @@ def _manifest(
             "min": network.size_min,
             "max": None,
             "pad": "edge",
+            "halo": network.halo,
         },
+        "memory_per_pixel": memory,
         "made_by": {
             "topcoat-export": importlib.metadata.version("topcoat-export"),
             "torch": torch.__version__,
@@ -207,7 +232,11 @@ def _manifest(
                 "precision": precision,
                 "opset": OPSET,
                 "input": {"name": "frame", "dtype": "uint8", "layout": "NHWC"},
-                "output": {"name": "styled", "dtype": "uint8", "layout": "NHWC"},
+                "output": {
+                    "name": OUTPUT_NAMES[checkpoint.task],
+                    "dtype": "uint8",
+                    "layout": "NHWC",
+                },
                 "parity": [
                     _parity_entry(row)
                     for row in rows
@@ -253,6 +282,22 @@ def _check_weights(network: FrameNetwork) -> None:
                 f"the checkpoint's weights hold NaN or infinity (in {name}); "
                 "take an earlier checkpoint or train again with a lower learning rate"
             )
+
+
+def _check_task(checkpoint: Checkpoint, network: FrameNetwork) -> None:
+    """What a checkpoint says of itself decides the card, the golden pair and what people expect."""
+    task, name = checkpoint.task, checkpoint.network["name"]
+    if task not in OUTPUT_NAMES:
+        raise WeightsError(
+            f"the checkpoint is for the task {task!r}, this version exports "
+            f"{' and '.join(OUTPUT_NAMES)}; update topcoat-export"
+        )
+    if (task == "super-resolution") != (network.scale > 1):
+        does = f"enlarges by {network.scale}" if network.scale > 1 else "keeps the size"
+        raise WeightsError(
+            f"the checkpoint is for the task {task!r}, but its network {name!r} {does}; "
+            "the file was changed: use an earlier copy or train again"
+        )
 
 
 def _check_place(place: Path, *, force: bool) -> None:
@@ -351,21 +396,16 @@ def _write_model(path: Path, model: onnx.ModelProto) -> None:
     path.write_bytes(model.SerializeToString(deterministic=True))
 
 
-def _write_golden(stage: Path, network: FrameNetwork) -> None:
+def _write_pictures(stage: Path, network: FrameNetwork, recipe: Mapping[str, Any]) -> list[str]:
     """A frame and PyTorch's answer to it: what an embedder tests their own code with."""
-    golden = golden_frame(bundled_photographs())
-    Image.fromarray(golden).save(stage / "golden_in.png", optimize=True)
-    Image.fromarray(reference_frame(network, golden)).save(stage / "golden_out.png", optimize=True)
-
-
-def golden_frame(photographs: Sequence[ProbeFrame]) -> Frame:
-    """Reduce the first photograph (the astronaut, in the public domain) to the golden size."""
-    height, width = GOLDEN_SIZE
-    whole = Image.fromarray(photographs[0].frame)
-    share = min(whole.width / width, whole.height / height)
-    box = (0, 0, round(width * share), round(height * share))
-    resized = whole.resize((width, height), Image.Resampling.LANCZOS, box=box)
-    return np.asarray(resized, dtype=np.uint8)
+    blur = degradation_blur(recipe)
+    made = golden(network, bundled_photographs(), 0.0 if blur is None else blur)
+    pictures = {"golden_in.png": made.frame, "golden_out.png": made.answer}
+    if made.comparison is not None:
+        pictures["comparison.png"] = made.comparison
+    for name, picture in pictures.items():
+        Image.fromarray(picture).save(stage / name, optimize=True)
+    return list(pictures)
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -20,30 +20,44 @@ def card_markdown(manifest: Mapping[str, Any], report: ParityReport, checkpoint:
     network = manifest["checkpoint"]["network"]
     settings = ", ".join(f"{key} {value}" for key, value in network["settings"].items())
     parameters = sum(tensor.numel() for tensor in checkpoint.weights.values())
+    trained = (
+        [("Style", _style(checkpoint.style))]
+        if scale == 1
+        else [
+            ("Trained on", _degradation(checkpoint.recipe, scale)),
+            ("Trained for", _objective(checkpoint.recipe)),
+        ]
+    )
+    larger = f"; the output is {scale} times as high and as wide" if scale > 1 else ""
     facts = [
-        ("Task", f"{manifest['task']}, scale {scale}"),
+        ("Task", task_words(manifest["task"], scale)),
         (
             "Network",
             f"{network['name']} ({settings or 'default settings'}), {parameters:,} weights",
         ),
         ("Recipe", f"{manifest['checkpoint']['recipe']}, {checkpoint.step} steps"),
-        ("Style", _style(checkpoint.style)),
+        *trained,
         ("Losses at the end", _losses(checkpoint.history)),
-        ("Frames", "uint8, (H, W, 3) or (N, H, W, 3), RGB; the output is alike"),
         (
-            "Sizes",
-            f"any; inside, padded to a multiple of {size['multiple']}, at least {size['min']}, by "
-            "repeating the last row and column, and cropped again",
+            "Frames",
+            f"uint8, (H, W, 3) or (N, H, W, 3), RGB{larger or '; the output is alike'}",
         ),
+        ("Sizes", _sizes(size)),
+        ("Memory", _memory(manifest["memory_per_pixel"], size["halo"])),
         ("Made by", ", ".join(f"{tool} {v}" for tool, v in manifest["made_by"].items())),
     ]
     models = [
         f"| `{v['file']}` | {v['precision']} | {v['bytes'] / 1e6:.2f} MB | `{v['sha256'][:12]}…` |"
         for v in manifest["variants"]
     ]
+    before, after, variable = (
+        ("photo.jpg", "styled.jpg", "styled") if scale == 1 else ("small.png", "large.png", "large")
+    )
     return "\n".join(
         [
             f"# {name}",
+            "",
+            *_pictures(scale),
             "",
             "| | |",
             "|---|---|",
@@ -64,7 +78,7 @@ def card_markdown(manifest: Mapping[str, Any], report: ParityReport, checkpoint:
             "## Use",
             "",
             "```sh",
-            f"topcoat run photo.jpg styled.jpg --model {name}.topcoat",
+            f"topcoat run {before} {after} --model {name}.topcoat",
             f"bench-latency {name}.topcoat",
             "```",
             "",
@@ -72,7 +86,7 @@ def card_markdown(manifest: Mapping[str, Any], report: ParityReport, checkpoint:
             "import topcoat.runtime",
             "",
             f'model = topcoat.runtime.open("{name}.topcoat")',
-            "styled = model.process(frame)",
+            f"{variable} = model.process(frame)",
             "```",
             "",
             "`golden_in.png` and `golden_out.png` are a frame and PyTorch's answer to it: an",
@@ -80,6 +94,23 @@ def card_markdown(manifest: Mapping[str, Any], report: ParityReport, checkpoint:
             "",
         ]
     )
+
+
+def task_words(task: str, scale: int) -> str:
+    """Say what a network does, as a person would.
+
+    >>> task_words("super-resolution", 4)
+    'x4 super-resolution'
+    """
+    return task if scale == 1 else f"x{scale} {task}"
+
+
+def degradation_blur(recipe: Mapping[str, Any]) -> float | None:
+    """σ of the Gaussian before the training pictures were shrunk; None if it is not recorded."""
+    blur = recipe.get("blur")
+    if not isinstance(blur, int | float) or isinstance(blur, bool) or not 0 <= blur <= 16:
+        return None
+    return float(blur)
 
 
 def parity_table(rows: Sequence[ParityRow]) -> list[str]:
@@ -112,6 +143,63 @@ def _numbers(summary: Summary | None) -> str:
     return f"max {summary.max_steps}, {summary.psnr_db:.1f} dB"
 
 
+def _pictures(scale: int) -> list[str]:
+    if scale == 1:
+        return [
+            "| ![a photograph](golden_in.png) | ![the network's answer](golden_out.png) |",
+            "|---|---|",
+            "| a photograph | what the network makes of it |",
+        ]
+    return [
+        "![bicubic enlargement, the network's, and the original](comparison.png)",
+        "",
+        f"Part of a photograph that was shrunk {scale} times, as in training: enlarged with",
+        "bicubic, by this network, and the original.",
+    ]
+
+
+def _sizes(size: Mapping[str, Any]) -> str:
+    if size["multiple"] == size["min"] == 1:
+        return "any"
+    return (
+        f"any; inside, padded to a multiple of {size['multiple']}, at least {size['min']}, by "
+        "repeating the last row and column, and cropped again"
+    )
+
+
+def _memory(per_pixel: int, halo: int | None) -> str:
+    whole = f"about {per_pixel / 1000:.3g} kB per input pixel, estimated for fp32"
+    if halo is None:
+        return f"{whole}; an output pixel depends on the whole frame, so that is what a frame takes"
+    return (
+        f"{whole}; an output pixel depends on input pixels at most {halo} away, so a large frame "
+        "can be computed in tiles that overlap by that, without a seam"
+    )
+
+
+def _degradation(recipe: Mapping[str, Any], scale: int) -> str:
+    blur = degradation_blur(recipe)
+    if blur is None:
+        return "not recorded"
+    before = f"after a Gaussian blur of σ {blur:g} px" if blur else "not blurred before"
+    return f"photographs shrunk {scale} times with antialiased bicubic, {before}, in 8 bits"
+
+
+def _objective(recipe: Mapping[str, Any]) -> str:
+    loss = recipe.get("loss")
+    pixel = f"pixel loss ({recipe.get('pixel_form', 'form not recorded')})"
+    feature = (
+        f"feature loss at {recipe.get('feature_layer', 'a layer not recorded')} of "
+        f"{recipe.get('loss_network', 'a network not recorded')}"
+    )
+    words = {
+        "pixel": f"{pixel}: closest to the original, soft",
+        "feature": f"{feature}: sharp, detail invented where the input has none",
+        "mix": f"{pixel} and {feature}",
+    }
+    return words.get(str(loss), "not recorded")
+
+
 def _style(style: Mapping[str, Any]) -> str:
     name = style.get("name") or "not recorded"
     sha256 = style.get("sha256")
@@ -121,4 +209,7 @@ def _style(style: Mapping[str, Any]) -> str:
 def _losses(history: Sequence[Mapping[str, float]]) -> str:
     if not history:
         return "not recorded"
-    return ", ".join(f"{part} {value:.4g}" for part, value in history[-1].items() if part != "step")
+    besides = ("step", "learning_rate", "seconds")
+    return ", ".join(
+        f"{part} {value:.4g}" for part, value in history[-1].items() if part not in besides
+    )

@@ -26,6 +26,9 @@ Precision: TypeAlias = Literal["fp32", "fp16"]
 OPSET = 20
 """The exporter's own; a lower number is silently ignored by it, a higher one buys nothing here."""
 
+OUTPUT_NAMES = {"style": "styled", "super-resolution": "enlarged"}
+"""Task -> name of the graph's output."""
+
 _DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16}
 
 
@@ -59,19 +62,22 @@ def onnx_from_network(
         network: float32, any device; it is copied, not changed.
         precision: ``fp32``, or ``fp16`` for a strongly typed half-precision graph: weights and
             every operation between the two casts at the ends are float16.
-        task: what the network does, for the graph's metadata.
+        task: what the network does, ``style`` or ``super-resolution``: names the output, and
+            stands in the graph's metadata.
 
     Returns:
-        A model of opset 20 with input ``frame`` (batch, height, width, 3) and output ``styled``,
-        uint8, all three sizes dynamic. It passes onnx's full check, and holds no local path,
-        source line or stack trace. The same weights give the same bytes every time.
+        A model of opset 20 with input ``frame`` (batch, height, width, 3) and output ``styled`` or
+        ``enlarged``, uint8, all three sizes dynamic. It passes onnx's full check, and holds no
+        local path, source line or stack trace. The same weights give the same bytes every time.
 
     Raises:
-        ValueError: another precision.
+        ValueError: another precision or task.
         GraphError: the exporter made something that breaks the contract above.
     """
     if precision not in _DTYPES:
         raise ValueError(f"precision must be fp32 or fp16, got {precision!r}")
+    if task not in OUTPUT_NAMES:
+        raise ValueError(f"task must be {' or '.join(OUTPUT_NAMES)}, got {task!r}")
     dtype = _DTYPES[precision]
     # Half precision is made here, in torch: converters that rewrite a finished graph produce
     # invalid models from what this exporter writes.
@@ -92,7 +98,7 @@ def onnx_from_network(
             dynamo=True,
             opset_version=OPSET,
             input_names=["frame"],
-            output_names=["styled"],
+            output_names=[OUTPUT_NAMES[task]],
             dynamic_shapes=({0: auto, 1: auto, 2: auto},),
             verbose=False,
         )
@@ -169,6 +175,7 @@ def _sign(model: onnx.ModelProto, network: FrameNetwork, precision: str, task: s
             "topcoat.task": task,
             "topcoat.precision": precision,
             "topcoat.scale": str(network.scale),
+            "topcoat.halo": "none" if network.halo is None else str(network.halo),
             "topcoat.size_multiple": str(network.size_multiple),
             "topcoat.size_min": str(network.size_min),
             "topcoat.pad": "edge",
@@ -187,7 +194,7 @@ def _check(model: onnx.ModelProto) -> None:
     opsets = {entry.domain: entry.version for entry in model.opset_import}
     readers = [node.op_type for node in nodes if "frame" in node.input]
     maker = {name: node for node in nodes for name in node.output}
-    last = maker["styled"]
+    last = maker[model.graph.output[0].name]
     ends = [last.op_type, maker[last.input[0]].op_type]
     wrong = []
     if opsets.get("") != OPSET:

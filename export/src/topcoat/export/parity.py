@@ -5,7 +5,6 @@ second time. What is compared with it runs through ``topcoat.runtime``, as it wi
 runtime's padding, layouts and choice of a model file are covered too.
 """
 
-import contextlib
 import math
 import platform
 import warnings
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 
 import topcoat.runtime
 from topcoat.export._errors import ParityError
+from topcoat.export._threads import half_the_cores
 from topcoat.export.probes import Frame, ProbeFrame
 from topcoat.train.networks import FrameNetwork
 
@@ -403,7 +403,7 @@ def measure_parity(
     if not any(probe.group == "photographs" for probe in frames):
         raise ParityError("no photographs to compare on; give at least one")
     progress(f"PyTorch fp32 on {len(frames)} frames")
-    with _half_the_cores():
+    with half_the_cores():
         references = [reference_frame(network, probe.frame) for probe in frames]
     rows = []
     for engine in engines:
@@ -454,21 +454,6 @@ def _measure(
         return ParityRow(engine=engine, status="failed", reason=str(error))
     failed = _failures(engine.compute, measured)
     return ParityRow(engine=engine, status="failed" if failed else "passed", frames=measured)
-
-
-@contextlib.contextmanager
-def _half_the_cores() -> Iterator[None]:
-    """Leave PyTorch fewer threads than there are cores.
-
-    Its threads spin while they wait for each other; where another program holds one of the cores,
-    the same frames take thirty times as long on all cores as on half of them (measured on two).
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(max(1, before // 2))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _why_absent(error: Exception, engine: Engine) -> str | None:

@@ -7,10 +7,11 @@ values? ``synthetic``: and on frames that are flat, saturated, smooth or as roug
 """
 
 import importlib.util
+import math
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -27,7 +28,8 @@ Group: TypeAlias = Literal["photographs", "sizes", "tiny", "synthetic"]
 BUNDLED = ("astronaut.png", "coffee.png", "chelsea.png", "rocket.jpg", "motorcycle_left.png")
 """Photographs that lie inside scikit-image's package: no download. Three have an odd side."""
 LONGEST_SIDE = 1024
-"""A user's larger photographs are reduced to this: the reference runs in PyTorch, in float32."""
+"""A user's larger photographs are reduced to this, or to what a network enlarges to this: the
+reference runs in PyTorch, in float32."""
 MOST_PHOTOGRAPHS = 16
 """Of a larger folder, this many are taken, evenly spaced through the sorted names."""
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
@@ -46,22 +48,29 @@ def probe_frames(
     size_min: int,
     photos: str | os.PathLike[str] | None = None,
     progress: Callable[[str], None] = lambda _: None,
+    *,
+    scale: int = 1,
 ) -> list[ProbeFrame]:
     """Collect the frames for one network.
+
+    A network that enlarges is given smaller frames, so that its output is about as large as that of
+    one that does not: photographs are shrunk by its scale, which is also what it was trained on.
 
     Args:
         size_min: the smallest side that the network itself takes; smaller frames are padded to it.
         photos: a folder of the user's photographs, compared on besides the bundled ones.
         progress: is told of every photograph that cannot be read and is skipped.
+        scale: output pixels per input pixel, along each axis.
 
     Raises:
         PhotographError: ``photos`` is not a folder with at least one readable photograph, or
             scikit-image carries none.
     """
-    own = user_photographs(photos, progress) if photos is not None else []
+    longest = LONGEST_SIDE // scale
+    own = user_photographs(photos, progress, longest=longest) if photos is not None else []
     bundled = bundled_photographs()
-    photographs = [*bundled, *own]
-    return [*photographs, *_sizes(bundled, size_min), *_synthetic(size_min)]
+    small = [replace(probe, frame=_shrunk(probe.frame, scale)) for probe in bundled]
+    return [*small, *own, *_sizes(bundled, size_min, scale), *_synthetic(size_min, scale)]
 
 
 def bundled_photographs() -> list[ProbeFrame]:
@@ -86,11 +95,15 @@ def bundled_photographs() -> list[ProbeFrame]:
 
 
 def user_photographs(
-    folder: str | os.PathLike[str], progress: Callable[[str], None] = lambda _: None
+    folder: str | os.PathLike[str],
+    progress: Callable[[str], None] = lambda _: None,
+    *,
+    longest: int = LONGEST_SIDE,
 ) -> list[ProbeFrame]:
     """Read a user's photographs, at most :data:`MOST_PHOTOGRAPHS`, from a folder tree.
 
-    A file that cannot be read is skipped, and ``progress`` is told its name.
+    A file that cannot be read is skipped, and ``progress`` is told its name. Larger ones are
+    reduced until no side is above ``longest`` pixels.
 
     Raises:
         PhotographError: no such folder, or no readable photograph in it.
@@ -105,7 +118,7 @@ def user_photographs(
     found = []
     for path in paths:
         try:
-            frame = read_photograph(path, LONGEST_SIDE)
+            frame = read_photograph(path, longest)
         except PhotographError as error:
             progress(f"skipped: {error}")
             continue
@@ -143,7 +156,20 @@ def read_photograph(path: str | os.PathLike[str], longest: int | None = None) ->
     return np.array(picture, dtype=np.uint8)
 
 
-def _sizes(photographs: Sequence[ProbeFrame], least: int) -> list[ProbeFrame]:
+def _shrunk(frame: Frame, scale: int) -> Frame:
+    if scale == 1:
+        return frame
+    height, width = (max(1, round(side / scale)) for side in frame.shape[:2])
+    small = Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC)
+    return np.array(small, dtype=np.uint8)
+
+
+def _reduced(side: int, scale: int) -> int:
+    """A probe's side: from x4 on, the output is about as large as it is at x2."""
+    return math.ceil(side / max(1, scale // 2))
+
+
+def _sizes(photographs: Sequence[ProbeFrame], least: int, scale: int) -> list[ProbeFrame]:
     """Cut photographs to awkward sizes: cut, not scaled, so that they keep their sharpness."""
 
     def cut(index: int, height: int, width: int) -> Frame:
@@ -154,14 +180,14 @@ def _sizes(photographs: Sequence[ProbeFrame], least: int) -> list[ProbeFrame]:
     def batch(count: int, height: int, width: int) -> Frame:
         return np.stack([cut(i, height, width) for i in range(count)])
 
-    # Sides that differ from a multiple of 4 by 1, 2 and 3.
+    # Sides that differ from a multiple of 4 by 1, 2 and 3, at every scale.
+    single, batches = ((97, 131), (130, 98), (99, 256)), ((61, 83), (120, 160), (75, 101))
     odd = [
-        cut(0, 97, 131),
-        cut(1, 130, 98),
-        cut(2, 99, 256),
-        batch(1, 61, 83),
-        batch(2, 120, 160),
-        batch(3, 75, 101),
+        *(cut(i, *(_reduced(side, scale) for side in size)) for i, size in enumerate(single)),
+        *(
+            batch(i, *(_reduced(side, scale) for side in size))
+            for i, size in enumerate(batches, start=1)
+        ),
     ]
     # A set: for a network that takes single pixels, some of these are one.
     sides = {
@@ -171,6 +197,8 @@ def _sizes(photographs: Sequence[ProbeFrame], least: int) -> list[ProbeFrame]:
         (max(least // 2, 1), 4 * least),
         (1, 1),
     }
+    if scale > 1:  # such networks mostly take single pixels; these are smaller than any padding
+        sides |= {(2, 2), (5, 9)}
     tiny = [cut(i, *sizes) for i, sizes in enumerate(sorted(sides, reverse=True))]
     groups: list[tuple[Group, list[Frame]]] = [("sizes", odd), ("tiny", tiny)]
     return [
@@ -180,15 +208,17 @@ def _sizes(photographs: Sequence[ProbeFrame], least: int) -> list[ProbeFrame]:
     ]
 
 
-def _synthetic(least: int) -> list[ProbeFrame]:
+def _synthetic(least: int, scale: int) -> list[ProbeFrame]:
     found = []
-    for height, width in ((128, 192), (67, 89), (least, least)):
+    sizes = [tuple(_reduced(side, scale) for side in size) for size in ((128, 192), (67, 89))]
+    for height, width in (*sizes, (least, least)):
         kinds = synthetic_frames(height, width)
         found += [
             ProbeFrame(name=f"{kind} {_shape(frame)}", group="synthetic", frame=frame)
             for kind, frame in kinds.items()
         ]
-    batch = np.stack(list(synthetic_frames(64, 64).values()))
+    side = _reduced(64, scale)
+    batch = np.stack(list(synthetic_frames(side, side).values()))
     found.append(ProbeFrame(name=f"all {_shape(batch)}", group="synthetic", frame=batch))
     return found
 

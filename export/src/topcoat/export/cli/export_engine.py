@@ -21,6 +21,8 @@ examples:
       on frames that are hard for engines
   export-engine candy.pt --fp16
       add a half-precision model for GPUs; compared as well
+  export-engine sharp-x4.pt
+      a super-resolution network; besides, it is proved how far its pixels look, for tiles
   export-engine candy.pt -o shipped/candy-v2.topcoat --photos my_photos/ --force
       another place; compare on your photographs too; replace the bundle that is there
 
@@ -31,6 +33,7 @@ what is compared:
 
 afterwards:
   topcoat run photo.jpg styled.jpg --model candy.topcoat
+  topcoat run small.png large.png --model sharp-x4.topcoat
   bench-latency candy.topcoat
 """
 
@@ -39,12 +42,14 @@ def parser() -> argparse.ArgumentParser:
     """Build the parser."""
     top = argparse.ArgumentParser(
         prog=PROG,
-        description="Turn a checkpoint of train-style into a bundle that topcoat.runtime runs, "
-        "and prove that its engines equal the network.",
+        description="Turn a checkpoint of train-style or train-sr into a bundle that "
+        "topcoat.runtime runs, and prove that its engines equal the network.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    top.add_argument("checkpoint", type=Path, metavar="MODEL.pt", help="what train-style wrote")
+    top.add_argument(
+        "checkpoint", type=Path, metavar="MODEL.pt", help="what train-style or train-sr wrote"
+    )
     top.add_argument(
         "--fp16",
         action="store_true",
@@ -134,7 +139,7 @@ def _export(args: argparse.Namespace) -> "Exported":
 
 def report_text(exported: "Exported") -> str:
     """The parity table, notes on engines that will not be used, and what to run next."""
-    from topcoat.export.card import parity_table
+    from topcoat.export.card import parity_table, task_words
 
     lines = ["", *parity_table(exported.report.rows), ""]
     for row in exported.report.rows:
@@ -145,10 +150,11 @@ def report_text(exported: "Exported") -> str:
             lines.append(f"will not be used: {row.engine}: {missed}")
     if exported.bundle is not None:
         place = _short(exported.bundle)
+        files = "photo.jpg styled.jpg" if exported.scale == 1 else "small.png large.png"
         lines += [
-            f"bundle: {place}",
+            f"bundle: {place} ({task_words(exported.task, exported.scale)})",
             "next:",
-            f"  topcoat run photo.jpg styled.jpg --model {place}",
+            f"  topcoat run {files} --model {place}",
             f"  bench-latency {place}",
         ]
     return "\n".join(lines)
@@ -174,6 +180,8 @@ def outcome(exported: "Exported") -> dict[str, Any]:
         del row["frames"]
     return {
         "name": exported.name,
+        "task": exported.task,
+        "scale": exported.scale,
         "bundle": None if exported.bundle is None else str(exported.bundle),
         "report": str(exported.report_file),
         **report,
