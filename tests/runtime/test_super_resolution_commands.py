@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pytest
 
 import topcoat.runtime as tr
+from topcoat.runtime import _pictures
 from topcoat.runtime._histogram import match_histogram
 from topcoat.runtime._pictures import fill_transparent
 from topcoat.runtime.cli.topcoat import main
@@ -184,6 +185,36 @@ def test_filling_takes_the_colours_of_what_is_near_and_leaves_what_is_seen() -> 
     np.testing.assert_array_equal(filled[alpha > 0], frame[alpha > 0])
     assert (filled[:, 100:104] == (200, 10, 30)).all()
     assert (filled[:, 196:200] == (20, 90, 250)).all()
+
+
+@pytest.mark.parametrize("side", [1, 2, 3, 7, 64, 65, 255, 256, 257, 515])
+def test_whoever_is_filled_beside_a_visible_pixel_takes_after_it(side: int) -> None:
+    # Narrow stripes of colour, every other hidden: no colour may come from beyond a neighbour.
+    frame = np.random.default_rng(side).integers(0, 256, (side, 9, 3), np.uint8)
+    alpha = np.zeros((side, 9), np.uint8)
+    alpha[:, 1::4] = 200
+    filled = fill_transparent(frame, alpha)
+    seen = np.pad(frame[:, 1::4], ((2, 2), (0, 0), (0, 0)), mode="edge").astype(int)
+    near = np.stack([seen[i : i + side] for i in range(5)])  # up to two rows away, (5, side, 2, 3)
+    for column, stripe in ((0, 0), (2, 0), (4, 1), (6, 1)):
+        assert (filled[:, column] >= near.min(axis=0)[:, stripe]).all()
+        assert (filled[:, column] <= near.max(axis=0)[:, stripe]).all()
+
+
+@pytest.mark.parametrize("size", [(1, 5), (13, 8), (40, 31)])
+def test_filling_does_not_depend_on_how_many_rows_are_looked_at_together(
+    monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]
+) -> None:
+    rng = np.random.default_rng(1)
+    frame = rng.integers(0, 256, (*size, 3), np.uint8)
+    alpha = rng.integers(0, 256, size, np.uint8) * (rng.random(size) < 0.1)
+    alpha[0, 0] = 9
+    results = []
+    for rows in (2, 8, 1024):
+        monkeypatch.setattr(_pictures, "_ROWS", rows)
+        results.append(fill_transparent(frame, alpha))
+    np.testing.assert_array_equal(results[0], results[1])
+    np.testing.assert_array_equal(results[0], results[2])
 
 
 @pytest.mark.parametrize("value", [0, 1, 255])

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from topcoat.runtime._errors import MediaError
 from topcoat.runtime._files import written_whole
@@ -200,25 +201,44 @@ def _fill(colours: Frame, weights: Frame) -> None:
 
 
 def _halve(colours: Frame, weights: Frame) -> tuple[Frame, Frame]:
-    """Return the weighted mean and the sum of the weights, at most 255, of each 2x2 pixels."""
+    """Return the weighted mean and the sum of the weights, at most 255, around each 2x2 pixels.
+
+    Each 2x2 pixels look one further: so whoever is filled beside a visible pixel takes its colour,
+    not only that of others which happen to lie in the same 2x2.
+    """
     height, width = ((side + 1) // 2 for side in weights.shape)
     coarse = np.empty((height, width, 3), np.uint8)
     sums = np.empty((height, width), np.uint8)
     for top in range(0, len(weights), _ROWS):
-        part = weights[top : top + _ROWS].astype(np.uint32)
-        rows, columns = part.shape
-        odd = ((0, rows % 2), (0, columns % 2))
-        weighted = np.pad(colours[top : top + _ROWS] * part[..., None], (*odd, (0, 0)))
-        total = np.pad(part, odd)
-        total = total[::2] + total[1::2]
-        total = total[:, ::2] + total[:, 1::2]
-        weighted = weighted[::2] + weighted[1::2]
-        weighted = weighted[:, ::2] + weighted[:, 1::2]
-        here = slice(top // 2, top // 2 + len(total))
+        first, last = max(0, top - 1), min(len(weights), top + _ROWS + 1)
+        here = slice(top // 2, min(height, (top + _ROWS) // 2))
+        # One row before, and as many after as the last pair of rows wants.
+        rows = (1 - (top - first), 2 * (here.stop - here.start) + 1 - (last - top))
+        around = (rows, (1, 2 * width + 1 - weights.shape[1]))
+        part = weights[first:last].astype(np.uint32)
+        total = _sums_of_pairs(np.pad(part, around))
+        weighted = colours[first:last] * part[..., None]
+        weighted = _sums_of_pairs(np.pad(weighted, (*around, (0, 0))))
         most = np.maximum(total, 1)[..., None]
         coarse[here] = (weighted + most // 2) // most
         sums[here] = np.minimum(total, 255)
     return coarse, sums
+
+
+def _sums_of_pairs(values: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    """Add up pairs of rows and columns and, with a third of the weight, their neighbours.
+
+    Args:
+        values: (2h + 2, 2w + 2, ...).
+
+    Returns:
+        (h, w, ...).
+    """
+    for axis in (0, 1):
+        length = values.shape[axis] - 2
+        a, b, c, d = (values.swapaxes(0, axis)[i : i + length : 2] for i in range(4))
+        values = (a + 3 * (b + c) + d).swapaxes(0, axis)
+    return values
 
 
 def resize_alpha(alpha: Frame, height: int, width: int) -> Frame:
