@@ -311,7 +311,8 @@ def test_a_wrong_tile_says_what_is_wanted(tile: Any, says: str) -> None:  # noqa
 
 
 def test_the_smallest_tile_that_works_works() -> None:
-    with tr.open(DATA / "local2.topcoat", "onnxruntime-cpu", threads=1, tile=12) as model:
+    tile: Any = np.int64(12)
+    with tr.open(DATA / "local2.topcoat", "onnxruntime-cpu", threads=1, tile=tile) as model:
         assert model.process(picture(31, 30)).shape == (62, 60, 3)
         assert model.tiles(31, 30) == 11 * 10
 

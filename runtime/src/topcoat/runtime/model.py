@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -159,8 +160,12 @@ class Model:
             pixels = self._pixels_in_memory()
             if max(fitted) <= most and (pixels is None or batch * fitted[0] * fitted[1] <= pixels):
                 return None
-            side = most if pixels is None else _tiles.tile_within(height, width, pixels, rule)
-            return _tiles.plan(height, width, _tiles.fitting_tile(side, rule), rule)
+            side = (
+                _tiles.fitting_tile(most, rule)
+                if pixels is None
+                else _tiles.tile_within(height, width, pixels, rule)
+            )
+            return _tiles.plan(height, width, side, rule)
         if max(fitted) <= self._tile:
             return None
         return _tiles.plan(height, width, self._tile, rule)
@@ -321,8 +326,12 @@ def check_tile(tile: Tile, manifest: Manifest) -> Tile:
     """
     if tile is None or tile == "auto":
         return tile
-    if not isinstance(tile, int) or isinstance(tile, bool) or tile < 1:
+    try:
+        side = 0 if isinstance(tile, bool) else operator.index(tile)  # numpy's integers, too
+    except TypeError:
+        side = 0
+    if side < 1:
         raise TileError(
             f"tile is {tile!r}, wanted the largest side of a tile in pixels, 'auto' or None"
         )
-    return _tiles.fitting_tile(tile, manifest.size)
+    return _tiles.fitting_tile(side, manifest.size)
