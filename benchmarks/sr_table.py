@@ -21,9 +21,9 @@ ROWS = {
     "SRCNN 9-5-5": "--recipe srcnn --steps 3000 --precision auto",
     # Total variation of 1e-6 on 0-255 is as large as the pixel loss itself: it would blur.
     "paper's network, pixel": f"{_PAPER} --loss pixel --tv-weight 0 --steps 1000",
-    "paper's network, feature": f"{_PAPER} --loss feature --steps 1000",
+    "paper's network, feature": f"{_PAPER} --loss feature --steps 800",
     "modern, pixel": "--recipe modern --loss pixel --steps 4000",
-    "modern": "--recipe modern --steps 4000",
+    "modern": "--recipe modern --batch 4 --steps 2500",
 }
 
 

@@ -47,11 +47,14 @@ def environment(loss_weights: Path) -> dict[str, str]:
 @pytest.fixture
 def train_style(environment: dict[str, str], tmp_path: Path) -> Run:
     """Run ``train-style`` as a user does, in a folder of its own."""
+    return _runner("topcoat.train.cli.train_style", environment, tmp_path)
 
+
+def _runner(module: str, environment: dict[str, str], folder: Path) -> Run:
     def run(*arguments: object, **more: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
-            [sys.executable, "-m", "topcoat.train.cli.train_style", *map(str, arguments)],
-            cwd=tmp_path,
+            [sys.executable, "-m", module, *map(str, arguments)],
+            cwd=folder,
             env={**environment, **more},
             capture_output=True,
             text=True,
@@ -72,3 +75,9 @@ TINY = (
 @pytest.fixture
 def tiny() -> tuple[str, ...]:
     return TINY
+
+
+@pytest.fixture
+def train_sr(environment: dict[str, str], tmp_path: Path) -> Run:
+    """Run ``train-sr`` as a user does, in a folder of its own."""
+    return _runner("topcoat.train.cli.train_sr", environment, tmp_path)

@@ -1,7 +1,19 @@
+from dataclasses import replace
+from typing import Any, Literal
+
 import pytest
 import torch
 
-from topcoat.train.losses import content_loss, gram_matrix, style_loss, total_variation
+from topcoat.train.losses import (
+    LossNetwork,
+    SuperResolutionLoss,
+    content_loss,
+    gram_matrix,
+    pixel_loss,
+    style_loss,
+    total_variation,
+)
+from topcoat.train.recipes import SR_RECIPES
 
 
 def test_gram_matrix_is_the_paper_s_equation_3() -> None:
@@ -95,3 +107,60 @@ def test_total_variation_of_one_colour_is_zero_and_of_stripes_is_not(form: str) 
     stripes[..., ::2] = 1
     assert total_variation(torch.full((1, 3, 8, 8), 0.3), form).item() == 0  # type: ignore[arg-type]
     assert total_variation(stripes, form).item() > 0.4  # type: ignore[arg-type]
+
+
+def test_pixel_loss_is_the_mean_of_the_differences_and_leaves_the_original_alone() -> None:
+    output = torch.tensor([[[[0.5, 0.0]]]]).requires_grad_()
+    original = torch.tensor([[[[0.0, 0.0]]]]).requires_grad_()
+    assert pixel_loss(output, original, "l1").item() == pytest.approx(0.25)
+    loss = pixel_loss(output, original, "l2")
+    assert loss.item() == pytest.approx(0.125)
+    torch.autograd.backward(loss)
+    assert original.grad is None
+    with pytest.raises(ValueError, match="differ"):
+        pixel_loss(output, original[..., :1], "l1")
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"loss": "pixel"}, {"pixel": 1.0}),
+        ({"loss": "feature", "feature_weight": 3.0}, {"feature": 3.0}),
+        (
+            {"loss": "mix", "pixel_weight": 2.0, "feature_weight": 0.5, "tv_weight": 7.0},
+            {"pixel": 2.0, "feature": 0.5, "tv": 7.0},
+        ),
+    ],
+)
+def test_the_super_resolution_objective_weighs_the_parts_it_is_asked_for(
+    changes: dict[str, Any], parts: dict[str, float]
+) -> None:
+    torch.manual_seed(0)
+    objective = SuperResolutionLoss(
+        LossNetwork("vgg16", ["relu2_2"]), replace(SR_RECIPES["modern"], **changes)
+    )
+    original, output = torch.rand(2, 3, 16, 16), torch.rand(2, 3, 16, 16).requires_grad_()
+    losses = objective(output, original)
+    assert set(losses) == {"total", *parts}
+    weighed = sum(weight * losses[name].item() for name, weight in parts.items())
+    assert losses["total"].item() == pytest.approx(weighed, rel=1e-5)
+    losses["total"].backward()
+    assert output.grad is not None
+    assert output.grad.abs().sum() > 0
+    # Of the original itself nothing is wrong but its total variation.
+    perfect = objective(original, original)
+    assert all(perfect[name].item() == 0 for name in parts if name != "tv")
+
+
+def test_published_pixel_losses_count_in_steps_of_255() -> None:
+    original, output = torch.zeros(1, 3, 8, 8), torch.full((1, 3, 8, 8), 2 / 255)
+    forms: list[tuple[Literal["l1", "l2"], float]] = [("l1", 2.0), ("l2", 4.0)]
+    for form, wanted in forms:
+        recipe = replace(SR_RECIPES["modern"], loss="pixel", loss_scale="absolute", pixel_form=form)
+        losses = SuperResolutionLoss(None, recipe)(output, original)
+        assert losses["pixel"].item() == pytest.approx(wanted, rel=1e-5)
+
+
+def test_a_feature_loss_without_a_loss_network_is_refused() -> None:
+    with pytest.raises(ValueError, match="give the loss network"):
+        SuperResolutionLoss(None, SR_RECIPES["modern"])

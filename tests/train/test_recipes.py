@@ -1,10 +1,18 @@
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from topcoat.train import RecipeError
-from topcoat.train.recipes import STYLE_RECIPES, StyleRecipe, difference, recipe
+from topcoat.train.recipes import (
+    SR_RECIPES,
+    STYLE_RECIPES,
+    Recipe,
+    StyleRecipe,
+    difference,
+    recipe,
+)
 
 
 def test_johnson2016_holds_the_paper_s_numbers() -> None:
@@ -20,10 +28,18 @@ def test_johnson2016_holds_the_paper_s_numbers() -> None:
     )
 
 
-@pytest.mark.parametrize("name", STYLE_RECIPES)
-def test_a_recipe_survives_a_checkpoint(name: str) -> None:
-    assert StyleRecipe.from_dict(STYLE_RECIPES[name].to_dict()) == STYLE_RECIPES[name]
-    assert STYLE_RECIPES[name].name == name
+@pytest.mark.parametrize("among", [STYLE_RECIPES, SR_RECIPES], ids=["style", "sr"])
+def test_every_recipe_survives_a_checkpoint(among: Mapping[str, Recipe]) -> None:
+    for name, entry in among.items():
+        assert type(entry).from_dict(entry.to_dict()) == entry
+        assert entry.name == name
+
+
+def test_fields_of_other_networks_and_losses_are_idle() -> None:
+    assert {"kernels", "norm", "tv_form"} == SR_RECIPES["modern"].idle_fields()
+    assert {"blocks", "norm", "feature_layer"} <= SR_RECIPES["srcnn"].idle_fields()
+    assert "pixel_form" in SR_RECIPES["johnson2016-sr"].idle_fields()
+    assert STYLE_RECIPES["modern"].idle_fields() == set()
 
 
 def test_the_difference_of_two_recipes_lists_exactly_what_differs() -> None:

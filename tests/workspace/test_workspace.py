@@ -113,6 +113,8 @@ def test_nothing_large_is_tracked() -> None:
 @pytest.mark.parametrize(
     "command",
     [
+        "evaluate_sr:train",
+        "train_sr:train",
         "train_style:train",
         "export_engine:export",
         "demo:export",

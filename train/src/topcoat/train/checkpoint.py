@@ -36,12 +36,15 @@ _REQUIRED = {
 }
 
 
+_WANTED = "give a file that train-style or train-sr wrote"
+
+
 @dataclass(kw_only=True)
 class Checkpoint:
     """A trained, or half-trained, network and everything needed to repeat or continue its run."""
 
     task: str
-    """``style``."""
+    """``style`` or ``super-resolution``."""
     network: dict[str, Any]
     """``{"name": "johnson", "settings": {...}}``."""
     weights: dict[str, Tensor]
@@ -155,13 +158,11 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         hint = "; a bundle is already exported" if path.suffix == ".topcoat" else ""
         raise CheckpointError(f"{path} is a folder, not a checkpoint; give a .pt file{hint}")
     if not path.exists():
-        raise CheckpointError(f"no checkpoint at {path}; train one with train-style")
+        raise CheckpointError(f"no checkpoint at {path}; train one with train-style or train-sr")
     content = _read(path)
     if not isinstance(content, Mapping) or content.get("format") != FORMAT:
         kind = "another project's weights" if isinstance(content, Mapping) else "something else"
-        raise CheckpointError(
-            f"{path} is not a Topcoat checkpoint but {kind}; give a file that train-style wrote"
-        )
+        raise CheckpointError(f"{path} is not a Topcoat checkpoint but {kind}; {_WANTED}")
     version = content.get("format_version")
     if version != FORMAT_VERSION:
         raise CheckpointError(
@@ -188,7 +189,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 
 
 def _read(path: Path) -> object:
-    wanted = "give a file that train-style wrote"
+    wanted = _WANTED
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's advice to programmers about foreign files

@@ -28,7 +28,7 @@ def imresize(frame: Tensor, *, shrink: int = 1, enlarge: int = 1) -> Tensor:
         ValueError: both factors given, or the size is not a multiple of ``shrink``.
 
     >>> imresize(torch.arange(4.0).reshape(1, 1, 1, 4).expand(1, 1, 4, 4), shrink=2)[0, 0, 0]
-    tensor([0.4805, 2.5195])
+    tensor([0.4609, 2.5391])
     """
     height, width = frame.shape[-2:]
     if shrink < 1 or enlarge < 1 or (shrink > 1 and enlarge > 1):

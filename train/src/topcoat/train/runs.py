@@ -25,14 +25,15 @@ COMMANDS = {"style": "train-style", "super-resolution": "train-sr"}
 """Task of a checkpoint -> the command that made it and resumes it."""
 
 
-def stored_recipe(resume: Checkpoint | None, asked: R) -> R:
+def stored_recipe(resume: Checkpoint | None, asked: R, kind: str) -> R:
     """The recipe to run: the checkpoint's when resuming, with only ``steps`` from the call.
 
     Raises:
-        CheckpointError: its recipe is of another version, or damaged.
+        CheckpointError: it is another method's, or its recipe is of another version or damaged.
     """
     if resume is None:
         return asked
+    check_task(resume, kind)
     try:
         stored = type(asked).from_dict(resume.recipe)
     except (TypeError, ValueError) as error:
@@ -73,14 +74,13 @@ def content_pictures(
     return find_pictures(content), str(content.resolve())
 
 
-def check_resume(checkpoint: Checkpoint, kind: str, steps: int, pictures: Sequence[Path]) -> None:
+def check_resume(checkpoint: Checkpoint, steps: int, pictures: Sequence[Path]) -> None:
     """Check that going on from a checkpoint would be the same run.
 
     Raises:
         CheckpointError: it has all the steps already.
         ContentError: the photographs are others than at the start.
     """
-    check_task(checkpoint, kind)
     if checkpoint.step >= steps:
         raise CheckpointError(
             f"the checkpoint has {checkpoint.step} steps already, {steps} are asked for; "

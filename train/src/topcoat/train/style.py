@@ -94,14 +94,14 @@ def train_style(run: StyleRun) -> Outcome:
     Raises:
         TopcoatError: any of its leaves; see :func:`topcoat.train.loop.train` and the readers.
     """
-    recipe = stored_recipe(run.resume, run.recipe)
+    recipe = stored_recipe(run.resume, run.recipe, "style")
     picture = None if run.style is None else load_style(run.style)
     if picture is None and run.resume is None:
         raise RecipeError("no style given; pass --style PICTURE or a name from --list-styles")
     pictures, folder = content_pictures(run.content, run.resume)
     require_usable(pictures, recipe.batch)
     if run.resume is not None:
-        check_resume(run.resume, "style", recipe.steps, pictures)
+        check_resume(run.resume, recipe.steps, pictures)
         _check_style(run.resume, picture)
 
     weights = find_loss_weights(recipe.loss_network, run.loss_weights)

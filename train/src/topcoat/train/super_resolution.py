@@ -53,11 +53,12 @@ def train_super_resolution(run: SuperResolutionRun) -> Outcome:
     Raises:
         TopcoatError: any of its leaves; see :func:`topcoat.train.loop.train` and the readers.
     """
-    recipe = stored_recipe(run.resume, run.recipe)
+    recipe = stored_recipe(run.resume, run.recipe, "super-resolution")
     pictures, folder = content_pictures(run.content, run.resume)
     if run.resume is not None:
-        check_resume(run.resume, "super-resolution", recipe.steps, pictures)
-    require_usable(pictures, recipe.batch, recipe.patch)
+        check_resume(run.resume, recipe.steps, pictures)
+    # One is enough: every sample is another patch.
+    require_usable(pictures, 1, recipe.patch)
 
     loss_network: LossNetwork | None = None
     if recipe.layers():
@@ -115,6 +116,6 @@ class _Preview:
                 sheet.paste(picture, (left, top))
                 if picture is not original:
                     decibels = psnr_y(np.asarray(picture), np.asarray(original), border=self.scale)
-                    name = f"{name}, {decibels:.2f} dB on Y"
+                    name = f"{name}, {decibels:.2f} dB (Y)"
                 draw.text((left + 2, top + side), name, "black")
         return sheet

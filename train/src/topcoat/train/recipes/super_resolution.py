@@ -41,7 +41,7 @@ class SuperResolutionRecipe(Recipe):
         "l1", "pixel loss: mean absolute or mean squared difference"
     )
     pixel_weight: float = setting(1.0, "weight of the pixel loss")
-    feature_weight: float = setting(0.02, "weight of the feature loss")
+    feature_weight: float = setting(0.05, "weight of the feature loss")
     feature_layer: str = setting("relu2_2", "layer of the loss network whose features are compared")
     loss_network: Literal["vgg16", "vgg19"] = setting(
         "vgg16", "network whose features are compared"

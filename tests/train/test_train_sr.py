@@ -1,0 +1,211 @@
+"""``train-sr`` as a user meets it."""
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from topcoat.train import ContentError, load_checkpoint
+from topcoat.train.data import Photographs, find_pictures, require_usable
+from topcoat.train.degradation import degrade, imresize
+from topcoat.train.loop import RunSettings
+from topcoat.train.recipes import SR_RECIPES
+from topcoat.train.super_resolution import SuperResolutionRun, train_super_resolution
+
+from .conftest import Run
+
+TINY = (
+    *("--width", "4", "--patch", "32", "--batch", "2"),
+    *("--preview-every", "0", "--workers", "0", "--precision", "fp32"),
+)
+
+
+@pytest.mark.parametrize(
+    ("scale", "arguments", "parts"),
+    [
+        (2, ("--recipe", "srcnn"), {"pixel"}),
+        (4, ("--blocks", "1"), {"pixel", "feature"}),
+        (4, ("--recipe", "johnson2016-sr", "--blocks", "1"), {"feature", "tv"}),
+        (8, ("--recipe", "johnson2016-sr", "--loss", "pixel", "--patch", "64"), {"pixel", "tv"}),
+    ],
+)
+def test_a_scale_and_a_folder_become_a_checkpoint(
+    train_sr: Run,
+    tmp_path: Path,
+    photographs: Path,
+    scale: int,
+    arguments: tuple[str, ...],
+    parts: set[str],
+) -> None:
+    done = train_sr(
+        *("--scale", scale, "--content", photographs, "--steps", 4, "--log-every", 2),
+        *TINY,
+        *("--preview-every", 4, "--output", "sr.pt"),
+        *arguments,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "next: export-engine sr.pt" in done.stdout
+    checkpoint = load_checkpoint(tmp_path / "sr.pt")
+    assert (checkpoint.task, checkpoint.step) == ("super-resolution", 4)
+    assert checkpoint.build_network().scale == checkpoint.recipe["scale"] == scale
+    assert set(checkpoint.history[-1]) == {"step", "total", "learning_rate", "seconds", *parts}
+    with Image.open(tmp_path / "sr.preview" / "step_000004.jpg") as strip:
+        assert strip.size == (3 * 256 + 2 * 8, 3 * (256 + 14 + 8))
+
+
+def test_a_pixel_loss_needs_no_loss_network(
+    train_sr: Run, tmp_path: Path, photographs: Path
+) -> None:
+    done = train_sr(
+        *("--content", photographs, "--loss", "pixel", "--steps", 1, *TINY),
+        TOPCOAT_VGG16_WEIGHTS="gone.pth",
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "residual-sr-x4-pixel.pt").is_file()
+
+
+def test_a_resumed_run_arrives_at_the_same_weights_bit_for_bit(
+    train_sr: Run, tmp_path: Path, photographs: Path
+) -> None:
+    # The paper's network: batch norm's running means must come back too. A constant rate, because
+    # the cosine depends on the number of steps.
+    common = ("--content", photographs, "--recipe", "johnson2016-sr", "--blocks", "1", *TINY)
+    assert train_sr(*common, "--steps", 8, "--output", "straight.pt").returncode == 0
+    assert train_sr(*common, "--steps", 4, "--output", "halved.pt").returncode == 0
+    resumed = train_sr("--resume", "halved.pt", "--steps", 8)
+    assert resumed.returncode == 0, resumed.stderr
+    a, b = (load_checkpoint(tmp_path / name) for name in ("straight.pt", "halved.pt"))
+    assert a.step == b.step == 8
+    assert all(torch.equal(a.weights[name], b.weights[name]) for name in a.weights)
+    assert any("running_mean" in name for name in a.weights)
+
+
+def test_training_brings_a_network_closer_to_the_originals_than_bicubic(
+    tmp_path: Path, photographs: Path
+) -> None:
+    changes: dict[str, Any] = {
+        **{"scale": 2, "loss": "pixel", "pixel_form": "l2", "width": 16, "blocks": 1},
+        **{"patch": 64, "batch": 4, "steps": 60, "learning_rate": 3e-3, "precision": "fp32"},
+    }
+    recipe = replace(SR_RECIPES["modern"], **changes)
+    settings = RunSettings(output=tmp_path / "x.pt", workers=0, quiet=True, preview_every=0)
+    outcome = train_super_resolution(
+        SuperResolutionRun(content=photographs, recipe=recipe, settings=settings)
+    )
+    network = load_checkpoint(outcome.checkpoint).build_network()
+    unseen = Photographs(find_pictures(photographs), 64, "native", seed=1)
+    originals = torch.stack([unseen[i].pixels for i in range(6)]).permute(0, 3, 1, 2) / 255
+    small = degrade(originals, 2)
+    with torch.no_grad():
+        ours = (network(small) - originals).square().mean()
+    bicubic = (imresize(small, enlarge=2) - originals).square().mean()
+    assert ours < 0.85 * bicubic  # 0.7 dB
+
+
+def test_patches_are_cut_unscaled_mirrored_and_turned(tmp_path: Path) -> None:
+    picture = Image.effect_noise((40, 40), 100).convert("RGB")
+    picture.save(tmp_path / "a.png")
+    dataset = Photographs([tmp_path / "a.png"], 40, "native", seed=0)
+    seen = {dataset[i].pixels.numpy().tobytes() for i in range(60)}
+    turns = [picture.rotate(90 * i) for i in range(4)]
+    every = {p.tobytes() for p in turns}
+    every |= {p.transpose(Image.Transpose.TRANSPOSE).tobytes() for p in turns}
+    assert seen == every
+    assert len(every) == 8
+
+
+def test_pictures_smaller_than_a_patch_are_replaced_and_named(
+    tmp_path: Path, photographs: Path
+) -> None:
+    shutil.copytree(photographs, tmp_path, dirs_exist_ok=True)
+    Image.new("RGB", (60, 200)).save(tmp_path / "small.png")
+    dataset = Photographs([tmp_path / "small.png", tmp_path / "coffee.jpg"], 64, "native", seed=0)
+    samples = [dataset[i] for i in range(2)]
+    assert all(sample.pixels.shape == (64, 64, 3) for sample in samples)
+    (message,) = {message for sample in samples for message in sample.broken}
+    assert "small.png is 60x200, smaller than a patch of 64x64" in message
+    with pytest.raises(ContentError, match=r"0 usable of 1 pictures.*or --patch 56"):
+        require_usable([tmp_path / "small.png"], 1, patch=64)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("--content", "gone"), "content folder gone is not there"),
+        (("--recipe", "johnson2016"), "no recipe 'johnson2016'; choose among modern"),
+        (("--patch", "190"), "patch must be a multiple of the scale, 4"),
+        (("--patch", "16"), "of at least 32 pixels"),
+        (("--patch", "2048"), "smaller than a patch of 2048x2048"),
+        (("--blur", "-1"), "blur must be 0 to 16 pixels"),
+        (("--recipe", "srcnn", "--blocks", "2"), "--blocks would change nothing"),
+        (("--loss", "pixel", "--feature-layer", "relu1_2"), "--feature-layer would change nothing"),
+        (("--feature-layer", "relu4_3"), "choose layers up to there with --feature-layer"),
+        (("--resume", "gone.pt"), "no checkpoint at gone.pt"),
+        (("--resume", "gone.pt", "--scale", "2"), "--scale cannot change when resuming"),
+    ],
+)
+def test_a_mistake_is_answered_in_one_line_with_exit_code_2(
+    train_sr: Run, tmp_path: Path, arguments: tuple[str, ...], complaint: str
+) -> None:
+    done = train_sr(*arguments)
+    assert done.returncode == 2
+    assert complaint in done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("train-sr: ")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_scale_that_no_network_has_is_answered_with_those_there_are(train_sr: Run) -> None:
+    done = train_sr("--scale", "3")
+    assert done.returncode == 2
+    assert "--scale: invalid choice: 3 (choose from 2, 4, 8)" in done.stderr
+
+
+def test_each_command_names_the_other_for_its_checkpoints(
+    train_sr: Run, train_style: Run, photographs: Path, tiny: tuple[str, ...]
+) -> None:
+    content = ("--content", photographs, "--steps", 1)
+    assert train_style("--style", "dots", *content, *tiny).returncode == 0
+    assert train_sr(*content, *TINY, "--loss", "pixel", "--output", "sr.pt").returncode == 0
+    refused = train_sr("--resume", "dots.pt")
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "is of task 'style', train-sr resumes 'super-resolution'; use train-style" in (
+        refused.stderr
+    )
+    refused = train_style("--resume", "sr.pt")
+    assert refused.returncode == 2
+    assert "use train-sr" in refused.stderr
+
+
+def test_help_and_lists_answer_without_loading_torch(environment: dict[str, str]) -> None:
+    for option, expected in (("--help", "--feature-weight"), ("--list-recipes", "johnson2016-sr")):
+        code = (
+            "import sys; from topcoat.train.cli.train_sr import main\n"
+            "try: main(sys.argv[1:])\n"
+            "except SystemExit: pass\n"
+            "print('torch' in sys.modules)"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code, option],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert expected in done.stdout
+        assert done.stdout.endswith("False\n")
+
+
+def test_the_paper_s_recipe_holds_the_paper_s_numbers(train_sr: Run) -> None:
+    shown = json.loads(train_sr("--show-recipe", "--recipe", "johnson2016-sr").stdout)
+    assert (shown["network"], shown["width"], shown["blocks"]) == ("johnson-sr", 64, 4)
+    assert (shown["loss"], shown["feature_layer"], shown["blur"]) == ("feature", "relu2_2", 1.0)
+    assert (shown["patch"], shown["batch"], shown["steps"]) == (288, 4, 200_000)
+    assert (shown["learning_rate"], shown["schedule"]) == (1e-3, "constant")
