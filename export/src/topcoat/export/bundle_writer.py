@@ -112,6 +112,9 @@ def export_bundle(
     frames = probe_frames(network.size_min, photos, progress, scale=network.scale)
 
     with _staged(place) as stage:
+        if network.halo is not None:
+            progress(f"tiles: does an output pixel look no further than {network.halo} pixels?")
+            prove_halo(network)
         files: dict[str, str] = {}
         for precision in precisions:
             files[precision] = f"model.{precision}.onnx"
@@ -120,9 +123,6 @@ def export_bundle(
             _write_model(stage / files[precision], model)
             if precision == "fp32":
                 memory = memory_per_pixel(model, network.size_multiple, network.size_min)
-        if network.halo is not None:
-            progress(f"tiles: that an output pixel looks no further than {network.halo} pixels")
-            prove_halo(network)
         draft = _manifest(checkpoint, network, name, checkpoint_sha256, memory, stage, files, ())
         _write_json(stage / "manifest.json", draft)  # so that the runtime can open it at all
 
