@@ -5,14 +5,19 @@
 Two protocols: ``plain`` (bicubic shrinking, as the paper's bicubic row is measured) and ``blur``
 (σ 1.0 before it, as the paper trains); every network is trained on the degradation that it is
 tested on. A row whose checkpoint is finished is not trained again, one that was interrupted goes
-on. ``--only`` picks rows, ``--measure`` trains nothing. Writes OUTPUT/sr_table.json and one page
-of pictures per protocol, and prints the table as Markdown.
+on; a row that has no checkpoint is left out of the table. ``--only`` picks rows, ``--measure``
+trains nothing. Writes OUTPUT/sr_table.json and a page of pictures per protocol, and prints the
+table as Markdown.
 """
 
 import argparse
+import json
+import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 PROTOCOLS = {"plain": 0.0, "blur": 1.0}
 # The paper trains 200 000 steps at a constant rate. A run of a thousand needs the rate to fall.
@@ -49,6 +54,68 @@ def train(path: Path, options: str, blur: float, scale: int, content: Path) -> N
     subprocess.run([*command, "--log-every", "100"], check=True)
 
 
+def measure(folder: Path, protocol: str, scale: int, pictures: Path) -> dict[str, Any]:
+    """Evaluate what is trained; the row's figures, and those after histogram matching."""
+    from topcoat.train import load_checkpoint
+    from topcoat.train._evaluation_models import load_models
+    from topcoat.train._evaluation_page import Page
+    from topcoat.train.evaluation import evaluate, find_originals
+
+    paths = {row: checkpoint(folder, row, protocol, scale) for row in ROWS}
+    paths = {row: path for row, path in paths.items() if path.exists()}
+    models = load_models(list(paths.items()))
+    networks = {model.name: network for model, network in models}
+    found = find_originals(pictures)
+    common: dict[str, Any] = {"scale": scale, "blur": PROTOCOLS[protocol], "lpips": False}
+    page = Page()
+    result = evaluate(found, networks, **common, on_picture=page.add)
+    html = page.render(f"{pictures.name}, {protocol}", result, [model for model, _ in models])
+    (folder / f"sr_table-x{scale}-{protocol}.html").write_text(html, encoding="utf-8")
+    matched = evaluate(found, networks, **common, match_histogram=True)
+    rows: dict[str, Any] = {}
+    for name in result.methods:
+        mean, after = result.mean(name), matched.mean(name)
+        rows[name] = {
+            "psnr_y": round(mean.psnr_y, 3),
+            "ssim_y": round(mean.ssim_y, 4),
+            "over_bicubic": round(mean.psnr_y - result.mean("bicubic").psnr_y, 3),
+        }
+        if name in paths:
+            trained = load_checkpoint(paths[name])
+            rows[name] |= {
+                "histogram_matched_psnr_y": round(after.psnr_y, 3),
+                "histogram_matched_ssim_y": round(after.ssim_y, 4),
+                "options": ROWS[name],
+                "steps": trained.step,
+                "batch": trained.recipe["batch"],
+                "patch": trained.recipe["patch"],
+                "precision": trained.recipe["precision"],
+                "minutes": round(trained.history[-1]["seconds"] / 60, 1),
+                "parameters": sum(p.numel() for p in networks[name].parameters()),
+            }
+    return rows
+
+
+def markdown(results: dict[str, dict[str, Any]]) -> str:
+    lines = [
+        "| | plain: PSNR / SSIM | gain | σ 1.0: PSNR / SSIM | gain | steps, minutes |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in ("bicubic", *ROWS):
+        cells, cost = [], []
+        for rows in results.values():
+            if row not in rows:
+                cells += ["not trained", ""]
+                continue
+            found = rows[row]
+            cells += [f"{found['psnr_y']:.2f} / {found['ssim_y']:.4f}"]
+            cells += [f"{found['over_bicubic']:+.2f}" if row != "bicubic" else ""]
+            if "steps" in found:
+                cost.append(f"{found['steps']}, {found['minutes']:.0f}")
+        lines.append(f"| {row} | {' | '.join(cells)} | {' and '.join(cost)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -67,6 +134,16 @@ def main() -> None:
             if not args.measure:
                 path = checkpoint(args.output, row, protocol, args.scale)
                 train(path, ROWS[row], PROTOCOLS[protocol], args.scale, args.content)
+    if args.only != list(ROWS):
+        return  # a part of the table: train it, measure when all is there
+    results = {
+        protocol: measure(args.output, protocol, args.scale, args.eval)
+        for protocol in args.protocols
+    }
+    machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
+    found = {"scale": args.scale, "set": args.eval.name, "machine": machine, "results": results}
+    (args.output / "sr_table.json").write_text(json.dumps(found, indent=2) + "\n")
+    print(markdown(results))
 
 
 if __name__ == "__main__":
