@@ -6,8 +6,8 @@ Two protocols: ``plain`` (bicubic shrinking, as the paper's bicubic row is measu
 (σ 1.0 before it, as the paper trains); every network is trained on the degradation that it is
 tested on. A row whose checkpoint is finished is not trained again, one that was interrupted goes
 on; a row that has no checkpoint is left out of the table. ``--only`` picks rows, ``--measure``
-trains nothing. Writes OUTPUT/sr_table.json and a page of pictures per protocol, and prints the
-table as Markdown.
+trains nothing. Writes OUTPUT/sr_table.json, a page of pictures per protocol and sr_crops.png (of
+scikit-image's photographs), and prints the table as Markdown.
 """
 
 import argparse
@@ -54,46 +54,80 @@ def train(path: Path, options: str, blur: float, scale: int, content: Path) -> N
     subprocess.run([*command, "--log-every", "100"], check=True)
 
 
+def evaluate_sr(*options: object) -> None:
+    """Run evaluate-sr, as a user would."""
+    command = [sys.executable, "-m", "topcoat.train.cli.evaluate_sr", *map(str, options)]
+    subprocess.run([*command, "--force", "--quiet", "--no-lpips"], check=True)
+
+
 def measure(folder: Path, protocol: str, scale: int, pictures: Path) -> dict[str, Any]:
     """Evaluate what is trained; the row's figures, and those after histogram matching."""
     from topcoat.train import load_checkpoint
-    from topcoat.train._evaluation_models import load_models
-    from topcoat.train._evaluation_page import Page
-    from topcoat.train.evaluation import evaluate, find_originals
 
     paths = {row: checkpoint(folder, row, protocol, scale) for row in ROWS}
     paths = {row: path for row, path in paths.items() if path.exists()}
-    models = load_models(list(paths.items()))
-    networks = {model.name: network for model, network in models}
-    found = find_originals(pictures)
-    common: dict[str, Any] = {"scale": scale, "blur": PROTOCOLS[protocol], "lpips": False}
-    page = Page()
-    result = evaluate(found, networks, **common, on_picture=page.add)
-    html = page.render(f"{pictures.name}, {protocol}", result, [model for model, _ in models])
-    (folder / f"sr_table-x{scale}-{protocol}.html").write_text(html, encoding="utf-8")
-    matched = evaluate(found, networks, **common, match_histogram=True)
+    models = [option for row, path in paths.items() for option in ("--model", f"{row}={path}")]
+    common = (pictures, *models, "--scale", scale, "--blur", PROTOCOLS[protocol])
+    stem = folder / f"set-x{scale}-{protocol}"
+    plain, matched = stem.with_suffix(".json"), folder / f"{stem.name}-matched.json"
+    evaluate_sr(*common, "--json", plain, "--page", stem.with_suffix(".html"))
+    evaluate_sr(*common, "--json", matched, "--match-histogram")
+    means, after = (json.loads(path.read_text())["mean"] for path in (plain, matched))
     rows: dict[str, Any] = {}
-    for name in result.methods:
-        mean, after = result.mean(name), matched.mean(name)
+    for name, mean in means.items():
         rows[name] = {
-            "psnr_y": round(mean.psnr_y, 3),
-            "ssim_y": round(mean.ssim_y, 4),
-            "over_bicubic": round(mean.psnr_y - result.mean("bicubic").psnr_y, 3),
+            "psnr_y": round(mean["psnr_y"], 3),
+            "ssim_y": round(mean["ssim_y"], 4),
+            "over_bicubic": round(mean["psnr_y"] - means["bicubic"]["psnr_y"], 3),
         }
         if name in paths:
             trained = load_checkpoint(paths[name])
             rows[name] |= {
-                "histogram_matched_psnr_y": round(after.psnr_y, 3),
-                "histogram_matched_ssim_y": round(after.ssim_y, 4),
+                "histogram_matched_psnr_y": round(after[name]["psnr_y"], 3),
+                "histogram_matched_ssim_y": round(after[name]["ssim_y"], 4),
                 "options": ROWS[name],
                 "steps": trained.step,
                 "batch": trained.recipe["batch"],
                 "patch": trained.recipe["patch"],
                 "precision": trained.recipe["precision"],
                 "minutes": round(trained.history[-1]["seconds"] / 60, 1),
-                "parameters": sum(p.numel() for p in networks[name].parameters()),
+                "parameters": sum(p.numel() for p in trained.build_network().parameters()),
             }
     return rows
+
+
+def picture(folder: Path, scale: int) -> None:
+    """Draw crops of scikit-image's photographs, method beside method, into sr_crops.png."""
+    import numpy as np
+    from PIL import Image, ImageDraw, ImageFont
+
+    from topcoat.train import load_checkpoint
+    from topcoat.train.evaluation import PictureScores, PictureSet, evaluate
+    from topcoat.train.pictures import sample_photographs
+
+    paths = {row: checkpoint(folder, row, "plain", scale) for row in ROWS}
+    networks = {row: load_checkpoint(p).build_network() for row, p in paths.items() if p.exists()}
+    crops = {"chelsea.png": (150, 90), "coffee.png": (250, 130), "astronaut.png": (160, 60)}
+    side, zoom, gap, line = 96, 2, 6, 20
+    columns = ["bicubic", *networks, "original"]
+    cell = side * zoom + gap
+    size = (len(columns) * cell - gap, len(crops) * cell + line - gap)
+    sheet = Image.new("RGB", size, "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+    for column, name in enumerate(columns):
+        draw.text((column * cell, 2), name, "black", font)
+
+    def paste(row: PictureScores, pictures: PictureSet) -> None:
+        left, top = crops[row.name]
+        for column, name in enumerate(columns):
+            whole = pictures.original if name == "original" else pictures.outputs[name]
+            crop = np.ascontiguousarray(whole[top : top + side, left : left + side])
+            image = Image.fromarray(crop).resize((side * zoom,) * 2, Image.Resampling.NEAREST)
+            sheet.paste(image, (column * cell, line + list(crops).index(row.name) * cell))
+
+    chosen = [path for path in sample_photographs() if path.name in crops]
+    evaluate(chosen, networks, scale=scale, lpips=False, on_picture=paste)
+    sheet.save(folder / "sr_crops.png", optimize=True)
 
 
 def markdown(results: dict[str, dict[str, Any]]) -> str:
@@ -143,6 +177,7 @@ def main() -> None:
     machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
     found = {"scale": args.scale, "set": args.eval.name, "machine": machine, "results": results}
     (args.output / "sr_table.json").write_text(json.dumps(found, indent=2) + "\n")
+    picture(args.output, args.scale)
     print(markdown(results))
 
 
