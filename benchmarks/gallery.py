@@ -13,10 +13,10 @@ from pathlib import Path
 from PIL import Image
 
 from topcoat.train import Checkpoint, TopcoatError, load_checkpoint
+from topcoat.train.frames import run_network
 from topcoat.train.networks import FrameNetwork
 from topcoat.train.pictures import open_rgb, resize_shorter_side, sample_photographs
 from topcoat.train.recipes import STYLE_RECIPES, StyleRecipe, difference
-from topcoat.train.style import stylise
 
 SIDE = 320
 GAP = 6
@@ -25,7 +25,7 @@ PHOTOGRAPHS = ("astronaut", "chelsea", "coffee")
 
 def sheet(network: FrameNetwork, photographs: list[Image.Image]) -> Image.Image:
     """Photographs above, repainted below."""
-    styled = [stylise(network, photograph) for photograph in photographs]
+    styled = [run_network(network, photograph) for photograph in photographs]
     width = sum(p.width for p in photographs) + GAP * (len(photographs) - 1)
     page = Image.new("RGB", (width, 2 * SIDE + GAP), "white")
     left = 0

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from topcoat.train import TopcoatError
+from topcoat.train.frames import frame_tensor
 from topcoat.train.losses import (
     PerceptualLoss,
     find_loss_weights,
@@ -28,7 +29,7 @@ from topcoat.train.pictures import (
     sample_photographs,
 )
 from topcoat.train.recipes import STYLE_RECIPES
-from topcoat.train.style import frame_tensor, load_style
+from topcoat.train.style import load_style
 from topcoat.train.styles import STYLES
 
 SIDE = 256

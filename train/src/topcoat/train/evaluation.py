@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 from tqdm import tqdm
 
 from topcoat.train import metrics
 from topcoat.train._errors import CheckpointError, ContentError, PictureError, RecipeError
 from topcoat.train.degradation import degrade, imresize
+from topcoat.train.frames import array_tensor, tensor_array
 from topcoat.train.metrics import Picture
 from topcoat.train.networks import FrameNetwork
 from topcoat.train.pictures import SUFFIXES, open_rgb, to_array
@@ -200,7 +200,7 @@ def evaluate(
     # A large network takes seconds a picture. None: no bar where nobody looks.
     for path in tqdm(usable, unit="picture", desc="evaluating", disable=quiet or None):
         file_size, original = _open(path, scale)
-        low = _to_picture(degrade(_to_frame(original), scale, blur))
+        low = tensor_array(degrade(array_tensor(original), scale, blur))
         outputs: dict[str, Picture] = {}
         for name, method in enlarge.items():
             output = method(low)
@@ -283,7 +283,7 @@ def bicubic_method(scale: int) -> Method:
     """MATLAB's bicubic enlargement, rounded to 8 bits."""
 
     def enlarge(low: Picture) -> Picture:
-        return _to_picture(imresize(_to_frame(low), enlarge=scale))
+        return tensor_array(imresize(array_tensor(low), enlarge=scale))
 
     return enlarge
 
@@ -295,13 +295,13 @@ def network_method(network: FrameNetwork, name: str = "the network") -> Method:
 
     def enlarge(low: Picture) -> Picture:
         with torch.inference_mode():
-            output = network(_to_frame(low).to(device)).cpu()
+            output = network(array_tensor(low).to(device)).cpu()
         if not torch.isfinite(output).all():
             raise CheckpointError(
                 f"{name} computes NaN or infinity on a picture of {low.shape[1]}x{low.shape[0]}; "
                 "train it again"
             )
-        return _to_picture(output)
+        return tensor_array(output)
 
     return enlarge
 
@@ -310,17 +310,6 @@ def versions() -> dict[str, str]:
     """What the figures depend on."""
     packages = ("topcoat-train", "torch", "numpy", "scikit-image", "pillow")
     return {name: version(name) for name in packages} | {"python": platform.python_version()}
-
-
-def _to_frame(picture: Picture) -> Tensor:
-    """(H, W, 3) uint8 -> (1, 3, H, W) float32 in [0, 1]."""
-    return torch.from_numpy(picture).permute(2, 0, 1)[None].float() / 255
-
-
-def _to_picture(frame: Tensor) -> Picture:
-    """(1, 3, H, W) around [0, 1] -> (H, W, 3) uint8, clipped and rounded."""
-    bits = (frame[0].clamp(0, 1) * 255).round().to(torch.uint8)
-    return np.ascontiguousarray(bits.permute(1, 2, 0).numpy())
 
 
 def _open(path: Path, scale: int) -> tuple[tuple[int, int], Picture]:
