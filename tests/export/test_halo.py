@@ -1,5 +1,7 @@
 """How far an output pixel looks is proved, not believed."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -116,3 +118,41 @@ def test_every_place_within_a_block_is_tried() -> None:
 def test_a_halo_that_is_no_number_of_pixels_is_refused(halo: object) -> None:
     with pytest.raises(GraphError, match="must be 0 or more pixels, or None"):
         prove_halo(Taps(1, halo))  # type: ignore[arg-type]
+
+
+class NotANumber(FrameNetwork):
+    """Gives the frame back, but one NaN in the far corner as soon as ``when`` says so."""
+
+    halo = 0
+
+    def __init__(self, when: Callable[[Tensor], bool]) -> None:
+        super().__init__()
+        self.when = when
+
+    def forward(self, frame: Tensor) -> Tensor:
+        answer = frame.clone()
+        if self.when(frame):
+            answer[..., -1, 0] = torch.nan
+        return answer
+
+
+def the_first_window() -> Callable[[Tensor], bool]:
+    """Tell a window that begins where the first frame that is seen does."""
+    seen: list[Tensor] = []
+
+    def when(frame: Tensor) -> bool:
+        seen.append(frame)
+        return frame.shape != seen[0].shape and torch.equal(frame[..., 0, 0], seen[0][..., 0, 0])
+
+    return when
+
+
+@pytest.mark.parametrize(
+    "when",
+    [lambda _: True, lambda frame: bool(frame.max() > 50), the_first_window()],
+    ids=["always", "when a pixel is changed", "in the first window"],
+)
+def test_a_network_that_gives_nan_proves_nothing(when: Callable[[Tensor], bool]) -> None:
+    prove_halo(NotANumber(lambda _: False))
+    with pytest.raises(GraphError, match="NotANumber gives NaN or infinity on a frame of noise"):
+        prove_halo(NotANumber(when))

@@ -36,7 +36,8 @@ def prove_halo(network: FrameNetwork) -> None:
         network: float32, evaluation mode. One with ``halo`` None claims nothing and passes.
 
     Raises:
-        GraphError: the claim is too small, or is no whole number from 0 up.
+        GraphError: the claim is too small, or is no whole number from 0 up, or the network gives
+            NaN or infinity, which proves nothing.
     """
     halo, name = network.halo, type(network).__name__
     if halo is None:
@@ -51,7 +52,7 @@ def prove_halo(network: FrameNetwork) -> None:
         (1, 3, height, height + multiple), generator=torch.Generator().manual_seed(0)
     )
     with half_the_cores(), torch.inference_mode():
-        whole = network(frame)
+        whole = _answer(network, frame, name)
         _change_pixels(network, frame, whole, name)
         _cut_windows(network, frame, whole, margin, name)
 
@@ -64,7 +65,9 @@ def _change_pixels(network: FrameNetwork, frame: Tensor, whole: Tensor, name: st
     for row, column in (*places, (0, 0)):
         moved = frame.clone()
         moved[..., row, column] += _PUSH
-        change = (network(moved) - whole).abs().amax(dim=(0, 1))  # (H*scale, W*scale)
+        change = (
+            (_answer(network, moved, name) - whole).abs().amax(dim=(0, 1))
+        )  # (H*scale, W*scale)
         far = torch.maximum(
             _distances(height, row, network.scale)[:, None],
             _distances(width, column, network.scale)[None],
@@ -84,20 +87,31 @@ def _cut_windows(
 ) -> None:
     halo, scale = network.halo or 0, network.scale
     away = (margin + halo) * scale  # what remains after the cut and the pixels near it
-    ends = network(frame[..., margin:, margin:].contiguous())[..., halo * scale :, halo * scale :]
-    starts = network(frame[..., :-margin, :-margin].contiguous())
+    ends = _answer(network, frame[..., margin:, margin:].contiguous(), name)
+    ends = ends[..., halo * scale :, halo * scale :]
+    starts = _answer(network, frame[..., :-margin, :-margin].contiguous(), name)
     starts = starts[..., : whole.shape[2] - away, : whole.shape[3] - away]
     worst = max(
         float((ends - whole[..., away:, away:]).abs().max()),
         float((starts - whole[..., : starts.shape[2], : starts.shape[3]]).abs().max()),
     )
-    if not worst <= _WINDOW_LIMIT:
+    if worst > _WINDOW_LIMIT:
         raise GraphError(
             f"{name} says that an output pixel depends on input pixels at most {halo} away, but "
             f"beyond that a window of the frame gives other pixels than the frame, by {worst:.2g} "
             "of the range; tiles would show seams: correct its halo, or make it None if the place "
             "in the frame matters"
         )
+
+
+def _answer(network: FrameNetwork, frame: Tensor, name: str) -> Tensor:
+    answer: Tensor = network(frame)
+    if not bool(torch.isfinite(answer).all()):  # NaN passes every comparison below unnoticed
+        raise GraphError(
+            f"{name} gives NaN or infinity on a frame of noise, so how far its pixels look cannot "
+            "be proved; take an earlier checkpoint or train again with a lower learning rate"
+        )
+    return answer
 
 
 def _distances(side: int, position: int, scale: int) -> Tensor:
