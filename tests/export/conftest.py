@@ -109,3 +109,23 @@ def exported(checkpoint_file: Path, tmp_path_factory: pytest.TempPathFactory) ->
     outcome = export_engine_main(checkpoint_file, "--fp16", "--json", "-o", bundle)
     assert outcome.code == 0, outcome.stderr
     return ExportedBundle(outcome, bundle, checkpoint_file)
+
+
+@pytest.fixture(scope="session")
+def enlarging(tmp_path_factory: pytest.TempPathFactory) -> ExportedBundle:
+    """residual-sr x4 through the command line. Read it, copy it, never change it."""
+    folder = tmp_path_factory.mktemp("enlarging")
+    save_checkpoint(sr_checkpoint("residual-sr", 4), folder / "sharp.pt")
+    outcome = export_engine_main(folder / "sharp.pt")
+    assert outcome.code == 0, outcome.stderr
+    return ExportedBundle(outcome, folder / "sharp.topcoat", folder / "sharp.pt")
+
+
+@pytest.fixture(scope="session")
+def published(tmp_path_factory: pytest.TempPathFactory) -> ExportedBundle:
+    """johnson-sr x8 through the command line, with ``--json``. Read it, never change it."""
+    folder = tmp_path_factory.mktemp("published")
+    save_checkpoint(sr_checkpoint("johnson-sr", 8), folder / "other.pt")
+    outcome = export_engine_main(folder / "other.pt", "--json")
+    assert outcome.code == 0, outcome.stderr
+    return ExportedBundle(outcome, folder / "other.topcoat", folder / "other.pt")

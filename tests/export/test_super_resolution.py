@@ -11,6 +11,7 @@ import onnx
 import pytest
 from PIL import Image
 
+import topcoat.export
 import topcoat.runtime
 from tests.export.conftest import (
     ExportedBundle,
@@ -108,16 +109,6 @@ def test_half_precision_holds_its_gate(name: str) -> None:
     assert found.psnr_db > 50
 
 
-@pytest.fixture(scope="module")
-def enlarging(tmp_path_factory: pytest.TempPathFactory) -> ExportedBundle:
-    """residual-sr x4 through the command line. Read it, copy it, never change it."""
-    folder = tmp_path_factory.mktemp("enlarging")
-    save_checkpoint(sr_checkpoint("residual-sr", 4), folder / "sharp.pt")
-    outcome = export_engine_main(folder / "sharp.pt")
-    assert outcome.code == 0, outcome.stderr
-    return ExportedBundle(outcome, folder / "sharp.topcoat", folder / "sharp.pt")
-
-
 def test_the_manifest_says_what_the_runtime_needs_to_cut_tiles(enlarging: ExportedBundle) -> None:
     manifest = enlarging.manifest
     assert (manifest["task"], manifest["scale"]) == ("super-resolution", 4)
@@ -180,6 +171,15 @@ def test_the_golden_pair_is_blurred_as_the_training_pictures_were(scale: int) ->
     assert sharp.frame.shape == blurred.frame.shape == (384 // scale, 512 // scale, 3)
     rough = [np.abs(np.diff(made.frame.astype(int), axis=1)).mean() for made in (sharp, blurred)]
     assert rough[1] < rough[0]
+
+
+def test_pictures_become_tensors_where_training_makes_them_so() -> None:
+    folder = Path(topcoat.export.__file__).parent
+    turns_axes = {
+        path.name for path in folder.rglob("*.py") if ".permute(" in path.read_text("utf-8")
+    }
+    # The reference, on purpose written a second time and for batches, and the graph itself.
+    assert turns_axes == {"parity.py", "onnx_from_checkpoint.py"}
 
 
 def test_a_small_photograph_is_shown_as_far_as_it_goes() -> None:
@@ -247,16 +247,14 @@ def test_the_command_says_what_was_made_and_what_to_run(enlarging: ExportedBundl
 
 
 def test_a_published_network_at_another_scale_exports_with_json_alone_on_standard_output(
-    tmp_path: Path,
+    published: ExportedBundle,
 ) -> None:
-    save_checkpoint(sr_checkpoint("johnson-sr", 8), tmp_path / "other.pt")
-    outcome = export_engine_main(tmp_path / "other.pt", "--json")
-    assert outcome.code == 0, outcome.stderr
-    assert outcome.json["passed"] is True
-    assert (outcome.json["task"], outcome.json["scale"]) == ("super-resolution", 8)
-    statuses = {row["status"] for row in outcome.json["rows"] if row["compute"] == "fp32"}
+    said = published.outcome.json
+    assert said["passed"] is True
+    assert (said["task"], said["scale"]) == ("super-resolution", 8)
+    statuses = {row["status"] for row in said["rows"] if row["compute"] == "fp32"}
     assert statuses <= {"passed", "not run"}
-    assert topcoat.runtime.verify_files(tmp_path / "other.topcoat").scale == 8
+    assert topcoat.runtime.verify_files(published.bundle).scale == 8
 
 
 def relabelled(checkpoint: Checkpoint, **changes: object) -> Checkpoint:

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from PIL import Image
 
 from topcoat.export._errors import PhotographError
 from topcoat.export.parity import reference_frame
 from topcoat.export.probes import Frame, ProbeFrame
 from topcoat.train.degradation import degrade, imresize
+from topcoat.train.frames import array_tensor, tensor_array
 from topcoat.train.networks import FrameNetwork
 
 SIZE = (192, 256)
@@ -61,10 +61,10 @@ def golden(network: FrameNetwork, photographs: Sequence[ProbeFrame], blur: float
             f"{photographs[0].name} is smaller than {scale} pixels; install scikit-image again"
         )
     original = photograph[:height, :width]
-    small = degrade(_planes(original), scale, blur)
-    frame = _frame(small)
+    small = degrade(array_tensor(original), scale, blur)
+    frame = tensor_array(small)
     answer = reference_frame(network, frame)
-    bicubic = _frame(imresize(small, enlarge=scale))
+    bicubic = tensor_array(imresize(small, enlarge=scale))
     pictures = [_crop(picture) for picture in (bicubic, answer, original)]
     gap = np.full((pictures[0].shape[0], _GAP, 3), 255, dtype=np.uint8)
     comparison = np.concatenate([pictures[0], gap, pictures[1], gap, pictures[2]], axis=1)
@@ -78,18 +78,6 @@ def _whole(photograph: Frame) -> Frame:
     box = (0, 0, round(width * share), round(height * share))
     resized = whole.resize((width, height), Image.Resampling.LANCZOS, box=box)
     return np.asarray(resized, dtype=np.uint8)
-
-
-def _planes(frame: Frame) -> torch.Tensor:
-    """(H, W, 3) uint8 -> (1, 3, H, W) in [0, 1]."""
-    return torch.tensor(frame).permute(2, 0, 1)[None].float() / 255
-
-
-def _frame(planes: torch.Tensor) -> Frame:
-    """(1, 3, H, W) around [0, 1] -> (H, W, 3) uint8."""
-    rounded = (planes[0].clamp(0, 1) * 255).round().to(torch.uint8)
-    frame: Frame = rounded.permute(1, 2, 0).contiguous().numpy()
-    return frame
 
 
 def _crop(picture: Frame) -> Frame:
