@@ -26,15 +26,32 @@ ROWS = {
     "SRCNN 9-5-5": "--recipe srcnn --steps 3000 --precision auto",
     # Total variation of 1e-6 on 0-255 is as large as the pixel loss itself: it would blur.
     "paper's network, pixel": f"{_PAPER} --loss pixel --tv-weight 0 --steps 1000",
-    "paper's network, feature": f"{_PAPER} --loss feature --steps 800",
+    "paper's network, feature": f"{_PAPER} --loss feature --steps 600",
     "modern, pixel": "--recipe modern --loss pixel --steps 4000",
-    "modern": "--recipe modern --batch 4 --steps 2500",
+    "modern, feature": "--recipe modern --loss feature --batch 4 --steps 1500",
+    "modern": "--recipe modern --batch 4 --steps 1500",
 }
 
 
 def checkpoint(folder: Path, row: str, protocol: str, scale: int) -> Path:
     name = row.replace("'s", "").replace(",", "").replace(" ", "-").lower()
     return folder / f"{name}-x{scale}-{protocol}.pt"
+
+
+def check_settings(
+    path: Path, stored: dict[str, Any], options: str, blur: float, scale: int
+) -> None:
+    """Stop where a checkpoint was trained with other settings than its row has now."""
+    from topcoat.train.cli import _shared, train_sr
+    from topcoat.train.recipes import SR_RECIPES
+
+    asked = [*options.split(), "--blur", str(blur), "--scale", str(scale)]
+    row = _shared.resolve(train_sr.parser().parse_args(asked), SR_RECIPES)
+    idle = {*row.idle_fields(), "precision"}  # that one is stored as it was resolved
+    wanted = {name: value for name, value in row.to_dict().items() if name not in idle}
+    other = {name: (stored.get(name), v) for name, v in wanted.items() if stored.get(name) != v}
+    if other:
+        sys.exit(f"{path} was trained with other settings (stored, wanted now): {other}; remove it")
 
 
 def train(path: Path, options: str, blur: float, scale: int, content: Path) -> None:
@@ -44,6 +61,7 @@ def train(path: Path, options: str, blur: float, scale: int, content: Path) -> N
     command = [sys.executable, "-m", "topcoat.train.cli.train_sr"]
     if path.exists():
         found = load_checkpoint(path)
+        check_settings(path, found.recipe, options, blur, scale)
         if found.step >= found.recipe["steps"]:
             return
         command += ["--resume", str(path)]
@@ -82,6 +100,7 @@ def measure(folder: Path, protocol: str, scale: int, pictures: Path) -> dict[str
         }
         if name in paths:
             trained = load_checkpoint(paths[name])
+            check_settings(paths[name], trained.recipe, ROWS[name], PROTOCOLS[protocol], scale)
             rows[name] |= {
                 "histogram_matched_psnr_y": round(after[name]["psnr_y"], 3),
                 "histogram_matched_ssim_y": round(after[name]["ssim_y"], 4),
@@ -162,6 +181,8 @@ def main() -> None:
     parser.add_argument("--protocols", nargs="*", choices=list(PROTOCOLS), default=list(PROTOCOLS))
     parser.add_argument("--measure", action="store_true", help="measure what exists, train nothing")
     args = parser.parse_args()
+    if args.measure and args.only != list(ROWS):
+        parser.error("--measure measures every row that is trained; leave out --only")
     args.output.mkdir(parents=True, exist_ok=True)
     for protocol in args.protocols:
         for row in args.only:

@@ -87,6 +87,7 @@ def test_the_summary_can_be_read_by_a_program(
         "backend": "onnxruntime-cpu",
         "compute": "fp32",
         "verified": True,
+        "histogram_matched": False,
     }
 
 

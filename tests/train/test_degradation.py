@@ -97,5 +97,5 @@ def test_blur_before_shrinking_takes_away_contrast() -> None:
 
 
 def test_a_blur_that_cannot_be_meant_is_refused() -> None:
-    with pytest.raises(RecipeError, match="blur must be 0 to 16 pixels, got -1"):
+    with pytest.raises(RecipeError, match=r"blur must be 0 or from 0\.1 to 16 pixels, got -1"):
         degrade(torch.zeros(1, 3, 8, 8), 2, blur=-1)

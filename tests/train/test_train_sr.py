@@ -11,11 +11,17 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
-from topcoat.train import ContentError, load_checkpoint
-from topcoat.train.data import Photographs, find_pictures, require_usable
+from topcoat.train import ContentError, DivergenceError, load_checkpoint
+from topcoat.train.data import Photographs, require_patchable
 from topcoat.train.degradation import degrade, imresize
+from topcoat.train.frames import frame_tensor
 from topcoat.train.loop import RunSettings
+from topcoat.train.losses import SuperResolutionLoss
+from topcoat.train.networks import build_network
+from topcoat.train.networks._bicubic import BicubicUpsampling
+from topcoat.train.pictures import open_rgb, sample_photographs
 from topcoat.train.recipes import SR_RECIPES
 from topcoat.train.super_resolution import SuperResolutionRun, train_super_resolution
 
@@ -51,7 +57,8 @@ def test_a_scale_and_a_folder_become_a_checkpoint(
         *arguments,
     )
     assert done.returncode == 0, done.stderr
-    assert "next: export-engine sr.pt" in done.stdout
+    assert "next: evaluate-sr FOLDER --model sr.pt" in done.stdout
+    assert "      export-engine sr.pt" in done.stdout
     checkpoint = load_checkpoint(tmp_path / "sr.pt")
     assert (checkpoint.task, checkpoint.step) == ("super-resolution", 4)
     assert checkpoint.build_network().scale == checkpoint.recipe["scale"] == scale
@@ -87,9 +94,12 @@ def test_a_resumed_run_arrives_at_the_same_weights_bit_for_bit(
     assert any("running_mean" in name for name in a.weights)
 
 
-def test_training_brings_a_network_closer_to_the_originals_than_bicubic(
+def test_training_brings_a_network_closer_to_an_unseen_original_than_bicubic(
     tmp_path: Path, photographs: Path
 ) -> None:
+    seen = tmp_path / "seen"
+    shutil.copytree(photographs, seen)
+    unseen = Photographs([(seen / "chelsea.jpg").rename(tmp_path / "unseen.jpg")], 64, "native", 1)
     changes: dict[str, Any] = {
         **{"scale": 2, "loss": "pixel", "pixel_form": "l2", "width": 16, "blocks": 1},
         **{"patch": 64, "batch": 4, "steps": 60, "learning_rate": 3e-3, "precision": "fp32"},
@@ -97,16 +107,59 @@ def test_training_brings_a_network_closer_to_the_originals_than_bicubic(
     recipe = replace(SR_RECIPES["modern"], **changes)
     settings = RunSettings(output=tmp_path / "x.pt", workers=0, quiet=True, preview_every=0)
     outcome = train_super_resolution(
-        SuperResolutionRun(content=photographs, recipe=recipe, settings=settings)
+        SuperResolutionRun(content=seen, recipe=recipe, settings=settings)
     )
     network = load_checkpoint(outcome.checkpoint).build_network()
-    unseen = Photographs(find_pictures(photographs), 64, "native", seed=1)
     originals = torch.stack([unseen[i].pixels for i in range(6)]).permute(0, 3, 1, 2) / 255
     small = degrade(originals, 2)
     with torch.no_grad():
         ours = (network(small) - originals).square().mean()
     bicubic = (imresize(small, enlarge=2) - originals).square().mean()
     assert ours < 0.85 * bicubic  # 0.7 dB
+
+
+@pytest.mark.parametrize("name", SR_RECIPES)
+def test_a_step_in_bfloat16_is_close_to_one_in_float32(name: str) -> None:
+    """Autocast is the default where the processor computes in it."""
+    recipe = replace(SR_RECIPES[name], width=8, loss="pixel", pixel_form="l1", tv_weight=0.0)
+    torch.manual_seed(0)
+    network = build_network(recipe.network, recipe.network_settings()).train()
+    objective = SuperResolutionLoss(None, recipe)
+    original = frame_tensor(open_rgb(sample_photographs()[0]).crop((0, 0, 64, 64)))
+    small = degrade(original, recipe.scale, recipe.blur)
+    gradients, losses = [], []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            total = objective(network(small), original)["total"]
+        found = torch.autograd.grad(total, list(network.parameters()), allow_unused=True)
+        gradients.append(torch.cat([g.float().flatten() for g in found if g is not None]))
+        losses.append(total.item())
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+    assert torch.cosine_similarity(gradients[0], gradients[1], dim=0) > 0.98
+
+
+def test_the_bicubic_base_is_float32_under_autocast() -> None:
+    frame = torch.rand(1, 3, 8, 8, generator=torch.manual_seed(0))
+    bicubic = BicubicUpsampling(4)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(bicubic(frame), bicubic(frame.float()))
+    assert torch.equal(bicubic(frame), bicubic(frame))
+
+
+def test_a_run_in_which_nothing_was_learnt_is_no_success(
+    tmp_path: Path, photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nothing_finite(frame: Tensor, scale: int, blur: float) -> Tensor:
+        return degrade(frame, scale, blur) * float("nan")
+
+    monkeypatch.setattr("topcoat.train.super_resolution.degrade", nothing_finite)
+    recipe = replace(SR_RECIPES["modern"], loss="pixel", width=4, patch=32, batch=1, steps=2)
+    settings = RunSettings(output=tmp_path / "x.pt", workers=0, quiet=True, preview_every=0)
+    with pytest.raises(DivergenceError, match="none of its 2 steps gave finite losses"):
+        train_super_resolution(
+            SuperResolutionRun(content=photographs, recipe=recipe, settings=settings)
+        )
+    assert not (tmp_path / "x.pt").exists()
 
 
 def test_patches_are_cut_unscaled_mirrored_and_turned(tmp_path: Path) -> None:
@@ -131,8 +184,15 @@ def test_pictures_smaller_than_a_patch_are_replaced_and_named(
     assert all(sample.pixels.shape == (64, 64, 3) for sample in samples)
     (message,) = {message for sample in samples for message in sample.broken}
     assert "small.png is 60x200, smaller than a patch of 64x64" in message
-    with pytest.raises(ContentError, match=r"0 usable of 1 pictures.*or --patch 56"):
-        require_usable([tmp_path / "small.png"], 1, patch=64)
+    require_patchable(dataset.pictures, 64)  # one that is large enough is enough
+    with pytest.raises(ContentError, match=r"none of 1 pictures .*small\.png is 60x200.*larger pi"):
+        require_patchable([tmp_path / "small.png"], 64)
+
+
+def test_a_panorama_is_good_enough_for_patches(tmp_path: Path) -> None:
+    Image.new("RGB", (900, 70)).save(tmp_path / "panorama.png")
+    dataset = Photographs([tmp_path / "panorama.png"], 64, "native", seed=0)
+    assert dataset[0].pixels.shape == (64, 64, 3)
 
 
 @pytest.mark.parametrize(
@@ -143,8 +203,14 @@ def test_pictures_smaller_than_a_patch_are_replaced_and_named(
         (("--patch", "190"), "patch must be a multiple of the scale, 4"),
         (("--patch", "16"), "of at least 32 pixels"),
         (("--patch", "2048"), "smaller than a patch of 2048x2048"),
-        (("--blur", "-1"), "blur must be 0 to 16 pixels"),
-        (("--recipe", "srcnn", "--blocks", "2"), "--blocks would change nothing"),
+        (("--blur", "-1"), "blur must be 0 or from 0.1 to 16 pixels"),
+        (("--blur", "1e-30"), "blur must be 0 or from 0.1 to 16 pixels"),
+        (("--loss", "feature", "--feature-weight", "0"), "feature_weight must not be zero"),
+        (("--loss", "pixel", "--loss-weights", "x.pth"), "--loss-weights would change nothing"),
+        (
+            ("--recipe", "srcnn", "--blocks", "2"),
+            "--blocks would change nothing here, see --show-recipe; it belongs to residual-sr",
+        ),
         (("--loss", "pixel", "--feature-layer", "relu1_2"), "--feature-layer would change nothing"),
         (("--feature-layer", "relu4_3"), "choose layers up to there with --feature-layer"),
         (("--resume", "gone.pt"), "no checkpoint at gone.pt"),
@@ -160,6 +226,15 @@ def test_a_mistake_is_answered_in_one_line_with_exit_code_2(
     assert done.stderr.count("\n") == 1, done.stderr
     assert done.stderr.startswith("train-sr: ")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_paper_s_total_variation_beside_a_pixel_loss_is_remarked_upon(
+    train_sr: Run, photographs: Path
+) -> None:
+    done = train_sr("--recipe", "johnson2016-sr", "--loss", "pixel", "--steps", 1, *TINY)
+    assert done.returncode == 0, done.stderr
+    assert "note: total variation of 1e-06" in done.stderr
+    assert "training on the six photographs" in done.stderr
 
 
 def test_a_scale_that_no_network_has_is_answered_with_those_there_are(train_sr: Run) -> None:

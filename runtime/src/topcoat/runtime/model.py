@@ -59,6 +59,11 @@ class Model:
         """The bundle's manifest."""
         return self._manifest
 
+    @property
+    def match_histogram(self) -> bool:
+        """Whether results take the histograms of their frames."""
+        return self._match_histogram
+
     def explain(self) -> Explanation:
         """Return which backend and precision run, and why not the others; readable after close."""
         return self._explanation

@@ -23,7 +23,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from topcoat.train._errors import ContentError, PictureError
-from topcoat.train.pictures import SUFFIXES, open_photograph, resize_shorter_side, to_array
+from topcoat.train.pictures import (
+    SUFFIXES,
+    open_photograph,
+    open_rgb,
+    resize_shorter_side,
+    to_array,
+)
 
 
 def find_pictures(folder: str | os.PathLike[str]) -> list[Path]:
@@ -133,13 +139,12 @@ def open_patchable(path: Path, side: int) -> Image.Image:
     """Read a photograph to cut patches from as it is.
 
     Raises:
-        PictureError: as :func:`open_photograph`, or smaller than the patch.
+        PictureError: as :func:`~topcoat.train.pictures.open_rgb`, or smaller than the patch.
     """
-    image = open_photograph(path)
+    image = open_rgb(path)
     if min(image.size) < side:
         raise PictureError(
-            f"{path} is {image.width}x{image.height}, smaller than a patch of {side}x{side}; "
-            f"give larger pictures or --patch {min(image.size) // 8 * 8}"
+            f"{path} is {image.width}x{image.height}, smaller than a patch of {side}x{side}"
         )
     return image
 
@@ -150,13 +155,28 @@ def _random_square(image: Image.Image, side: int, rng: np.random.Generator) -> I
     return image.crop((left, top, left + side, top + side))
 
 
-def require_usable(pictures: Sequence[Path], batch: int, patch: int | None = None) -> None:
-    """Check that a batch can be filled, looking at no more files than that takes.
+def require_patchable(pictures: Sequence[Path], side: int) -> None:
+    """Check that there is a picture to cut patches from; of one, any number can be cut.
 
-    Args:
-        pictures: the files.
-        batch: how many of them must be usable.
-        patch: side of the squares that are cut out unscaled; None if pictures are scaled.
+    Raises:
+        ContentError: none is usable and large enough.
+    """
+    first = ""
+    for path in pictures:
+        try:
+            open_patchable(path, side)
+        except PictureError as error:
+            first = first or str(error)
+        else:
+            return
+    raise ContentError(
+        f"none of {len(pictures)} pictures can be used for patches of {side}x{side} (first "
+        f"problem: {first}); give larger pictures, or a smaller --patch"
+    )
+
+
+def require_usable(pictures: Sequence[Path], batch: int) -> None:
+    """Check that a batch can be filled, looking at no more files than that takes.
 
     Raises:
         ContentError: fewer usable pictures than a batch needs.
@@ -164,10 +184,7 @@ def require_usable(pictures: Sequence[Path], batch: int, patch: int | None = Non
     usable, reasons = 0, []
     for path in pictures:
         try:
-            if patch is None:
-                open_photograph(path, at_least=16)
-            else:
-                open_patchable(path, patch)
+            open_photograph(path, at_least=16)
         except PictureError as error:
             reasons.append(str(error))
         else:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from topcoat.train._errors import RecipeError
+from topcoat.train.recipes import check_blur
 
 
 def imresize(frame: Tensor, *, shrink: int = 1, enlarge: int = 1) -> Tensor:
@@ -76,11 +76,10 @@ def degrade(frame: Tensor, scale: int, blur: float = 0.0) -> Tensor:
         (B, 3, H/scale, W/scale) in [0, 1], rounded to 8 bits as a picture file would be.
 
     Raises:
-        RecipeError: ``blur`` is negative or too large to be meant.
+        RecipeError: ``blur`` is neither 0 nor a σ that can be meant.
         ValueError: the size is not a multiple of ``scale``.
     """
-    if not 0 <= blur <= 16:
-        raise RecipeError(f"blur must be 0 to 16 pixels, got {blur}; try 0 or 1")
+    check_blur(blur)
     with torch.no_grad(), torch.autocast(frame.device.type, enabled=False):
         small = imresize(gaussian_blur(frame.float(), blur), shrink=scale)
         return (small.clamp(0, 1) * 255).round() / 255

@@ -89,7 +89,7 @@ class Outcome:
     finished: bool
     """False if it was interrupted; the checkpoint can be resumed."""
     images_per_second: float
-    """Median over this part of the run, all processes together."""
+    """Median over this part of the run, all processes together; 0 if it ended before a step."""
     seconds: float
     broken: list[str] = field(default_factory=list)
     """Pictures that could not be used, with reasons."""
@@ -262,6 +262,12 @@ def train(
                 break
             tick = time.perf_counter()
         finished = run.step >= steps
+        if finished and not durations:
+            raise DivergenceError(
+                f"training diverged: none of its {run.rollbacks} steps gave finite losses and "
+                f"gradients, so there is nothing to save; look at the photographs, or start again "
+                f"with --learning-rate {recipe.learning_rate / 10:.2g} or --precision fp32"
+            )
         interrupt.closing = True  # a second Ctrl-C must not tear the file that the first asked for
         if accelerator.is_main_process:
             if finished and settings.preview_every and run.step % settings.preview_every:
@@ -271,7 +277,7 @@ def train(
     messages = list(broken)
     if processes > 1:
         messages = list(dict.fromkeys(gather_object(messages)))
-    typical = sorted(durations)[len(durations) // 2] if durations else float("nan")
+    typical = sorted(durations)[len(durations) // 2] if durations else float("inf")
     return Outcome(
         checkpoint=settings.output,
         step=run.step,

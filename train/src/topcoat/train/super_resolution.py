@@ -8,8 +8,9 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
+from topcoat.train._errors import RecipeError
 from topcoat.train.checkpoint import Checkpoint
-from topcoat.train.data import Photographs, require_usable
+from topcoat.train.data import Photographs, require_patchable
 from topcoat.train.degradation import degrade, imresize
 from topcoat.train.frames import frame_image, frame_tensor
 from topcoat.train.loop import Outcome, RunSettings, Task, train
@@ -57,8 +58,11 @@ def train_super_resolution(run: SuperResolutionRun) -> Outcome:
     pictures, folder = content_pictures(run.content, run.resume)
     if run.resume is not None:
         check_resume(run.resume, recipe.steps, pictures)
-    # One is enough: every sample is another patch.
-    require_usable(pictures, 1, recipe.patch)
+    require_patchable(pictures, recipe.patch)
+    if run.loss_weights is not None and not recipe.layers():
+        raise RecipeError(
+            "--loss-weights would change nothing: a pixel loss compares no features; leave it out"
+        )
 
     loss_network: LossNetwork | None = None
     if recipe.layers():

@@ -23,6 +23,7 @@ examples:
   topcoat run photo.jpg styled.jpg --model candy.topcoat      one picture
   topcoat run photos/ styled/ --model candy.topcoat           every picture below a folder
   topcoat run clip.mp4 styled.mp4 --model candy.topcoat       a video, its sound kept
+  topcoat run small.png large.png --model x4.topcoat          a picture four times as large
   topcoat info candy.topcoat                                  what the bundle is; checks its hashes
   topcoat explain candy.topcoat                               which engine runs it here, and why
 
@@ -359,13 +360,19 @@ def _run_video(arguments: argparse.Namespace) -> dict[str, Any]:
 def _engine(model: Model) -> str:
     chosen = model.explain().chosen
     assert chosen is not None
-    return f"{chosen.backend} {chosen.compute}"
+    matched = ", histogram matched" if model.match_histogram else ""
+    return f"{chosen.backend} {chosen.compute}{matched}"
 
 
 def _engine_json(model: Model) -> dict[str, Any]:
     chosen = model.explain().chosen
     assert chosen is not None
-    return {"backend": chosen.backend, "compute": chosen.compute, "verified": chosen.verified}
+    return {
+        "backend": chosen.backend,
+        "compute": chosen.compute,
+        "verified": chosen.verified,
+        "histogram_matched": model.match_histogram,
+    }
 
 
 # --------------------------------------------------------------------------------- info, explain

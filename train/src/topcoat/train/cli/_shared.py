@@ -8,7 +8,7 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
 
@@ -27,7 +27,9 @@ TRYING_OUT = (
 )
 
 
-def add_run_options(run: argparse._ArgumentGroup, *, output: str) -> None:
+def add_run_options(
+    run: argparse._ArgumentGroup, recipes: Mapping[str, Recipe], *, output: str
+) -> None:
     """Add the options of every training run; ``output`` is how help names the default file."""
     run.add_argument(
         "--content",
@@ -37,7 +39,9 @@ def add_run_options(run: argparse._ArgumentGroup, *, output: str) -> None:
         "scikit-image carries: for trying out",
     )
     run.add_argument(
-        "--recipe", default=None, metavar="NAME", help="named set of settings (default: modern)"
+        "--recipe",
+        metavar="NAME",
+        help=f"named set of settings: {', '.join(recipes)} (default: modern)",
     )
     run.add_argument(
         "-o",
@@ -107,7 +111,10 @@ def add_look_options(look: argparse._ArgumentGroup) -> None:
 
 def add_recipe_fields(top: argparse.ArgumentParser, base: Recipe) -> None:
     """Add an option for every field of a recipe, with its reason and ``base``'s value as help."""
-    group = top.add_argument_group("recipe fields", "override single settings of the recipe")
+    group = top.add_argument_group(
+        "recipe fields",
+        f"override single settings of the recipe ({base.name}'s are shown; --list-recipes: all)",
+    )
     hints = get_type_hints(type(base))
     for entry in _fields(type(base)):
         hint, reason = hints[entry.name], entry.metadata["reason"]
@@ -152,9 +159,14 @@ def resolve(args: argparse.Namespace, among: Mapping[str, R]) -> R:
     resolved = dataclasses.replace(chosen, **overrides)  # type: ignore[type-var]
     if idle := sorted(resolved.idle_fields() & set(overrides)):
         options = ", ".join(map(_option, idle))
+        users = [
+            network
+            for network, fields in resolved.network_fields.items()
+            if set(idle) <= set(fields)
+        ]
+        who = f"; it belongs to {' and '.join(users)}" if users else ""
         raise RecipeError(
-            f"{options} would change nothing: this recipe (network {resolved.network}; see "
-            f"--show-recipe) makes no use of it; leave it out, or choose another --recipe"
+            f"{options} would change nothing here, see --show-recipe{who}: leave it out"
         )
     return resolved
 
@@ -238,8 +250,17 @@ def begin(
     return checkpoint, resolved, settings
 
 
-def report(args: argparse.Namespace, outcome: "Outcome", command: str) -> int:
-    """Say what a run left behind and what to do next; returns the exit code."""
+def report(
+    args: argparse.Namespace, outcome: "Outcome", command: str, afterwards: Sequence[str]
+) -> int:
+    """Say what a run left behind and what to do next; returns the exit code.
+
+    Args:
+        args: of the command line.
+        outcome: of the run.
+        command: what resumes it.
+        afterwards: commands to suggest, with ``{}`` for the checkpoint.
+    """
     code = 0 if outcome.finished else 130
     if os.environ.get("RANK", "0") != "0":  # of the processes that torchrun started, one speaks
         return code
@@ -258,7 +279,8 @@ def report(args: argparse.Namespace, outcome: "Outcome", command: str) -> int:
     print(f"{what}: {outcome.checkpoint} (step {outcome.step}; {parts})")
     print(f"took {outcome.seconds / 60:.1f} min, {outcome.images_per_second:.1f} images/s")
     if outcome.finished:
-        print(f"next: export-engine {outcome.checkpoint}")
+        for head, line in zip(("next: ", *("      ",) * len(afterwards)), afterwards, strict=False):
+            print(head + line.format(outcome.checkpoint))
         return code
     same = f" --loss-weights {args.loss_weights}" if args.loss_weights else ""
     print(f"to go on: {command} --resume {outcome.checkpoint}{same}")

@@ -30,13 +30,13 @@ def parser() -> argparse.ArgumentParser:
     """Build the parser; every recipe field has an option of its own."""
     top = argparse.ArgumentParser(
         prog="train-sr",
-        usage="train-sr --scale {2,4,8} --content DIR [-o FILE] [options]",
+        usage="train-sr --content DIR [--scale {2,4,8}] [-o FILE] [options]",
         description="Train a network that enlarges pictures 2, 4 or 8 times.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     run = top.add_argument_group("run")
-    _shared.add_run_options(run, output="NETWORK-xSCALE-LOSS.pt")
+    _shared.add_run_options(run, SR_RECIPES, output="NETWORK-xSCALE-LOSS.pt")
     _shared.add_look_options(top.add_argument_group("look"))
     _shared.add_recipe_fields(top, SR_RECIPES["modern"])
     return top
@@ -65,6 +65,13 @@ def _train(args: argparse.Namespace, resolved: SuperResolutionRecipe) -> int:
     output = _shared.check_output(args, name)
     checkpoint, resolved, settings = _shared.begin(args, resolved, output)
 
+    if resolved.loss == "pixel" and resolved.tv_form == "paper" and resolved.tv_weight:
+        note = (
+            f"note: total variation of {resolved.tv_weight:g} weighs about as much as a pixel loss "
+            "and blurs; --tv-weight 0 leaves it out"
+        )
+        settings.opening = f"{settings.opening}\n{note}".lstrip("\n")
+
     from topcoat.train.super_resolution import SuperResolutionRun, train_super_resolution
 
     outcome = train_super_resolution(
@@ -76,7 +83,8 @@ def _train(args: argparse.Namespace, resolved: SuperResolutionRecipe) -> int:
             settings=settings,
         )
     )
-    return _shared.report(args, outcome, "train-sr")
+    afterwards = ["evaluate-sr FOLDER --model {} --page page.html", "export-engine {}"]
+    return _shared.report(args, outcome, "train-sr", afterwards)
 
 
 if __name__ == "__main__":

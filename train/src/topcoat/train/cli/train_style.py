@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--style", metavar="PICTURE", help="a picture file, or a name from --list-styles"
     )
-    _shared.add_run_options(run, output="STYLE.pt")
+    _shared.add_run_options(run, STYLE_RECIPES, output="STYLE.pt")
     look = top.add_argument_group("look")
     _shared.add_look_options(look)
     look.add_argument("--list-styles", action="store_true", help="show the built-in styles")
@@ -89,7 +89,7 @@ def _train(args: argparse.Namespace, resolved: StyleRecipe) -> int:
             settings=settings,
         )
     )
-    return _shared.report(args, outcome, "train-style")
+    return _shared.report(args, outcome, "train-style", ["export-engine {}"])
 
 
 if __name__ == "__main__":

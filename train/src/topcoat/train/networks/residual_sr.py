@@ -42,7 +42,8 @@ class ResidualSR(FrameNetwork):
     A pixel shuffle prints a grid of its own period into smooth areas, because nothing ties its
     phases to each other. Here nothing can be printed there: the convolutions have no biases and
     see the input less its local mean, which is zero on a flat area and on a linear gradient, so
-    the detail is zero too and what remains is the bicubic enlargement. It also follows that the
+    the detail is zero too and what remains is the bicubic enlargement. (In bfloat16, on a gradient,
+    up to rounding.) It also follows that the
     detail scales with the contrast of the input (Mohan et al. 2020, arXiv:1906.05478, on networks
     without biases). Nothing is normalised: the output depends on the neighbourhood alone, and
     tiles of a large frame join without a seam.

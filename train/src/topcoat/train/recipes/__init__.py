@@ -2,7 +2,11 @@
 
 from topcoat.train.recipes._base import Recipe, difference, recipe
 from topcoat.train.recipes.style import STYLE_RECIPES, StyleRecipe
-from topcoat.train.recipes.super_resolution import SR_RECIPES, SuperResolutionRecipe
+from topcoat.train.recipes.super_resolution import (
+    SR_RECIPES,
+    SuperResolutionRecipe,
+    check_blur,
+)
 
 __all__ = [
     "SR_RECIPES",
@@ -10,6 +14,7 @@ __all__ = [
     "Recipe",
     "StyleRecipe",
     "SuperResolutionRecipe",
+    "check_blur",
     "difference",
     "recipe",
 ]

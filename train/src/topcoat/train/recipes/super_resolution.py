@@ -14,6 +14,16 @@ _NETWORK_FIELDS = {
 }
 
 
+def check_blur(blur: float) -> None:
+    """Check the σ of the Gaussian before shrinking, in pixels.
+
+    Raises:
+        RecipeError: it is neither 0, which means no blur, nor from 0.1 to 16.
+    """
+    if blur != 0 and not 0.1 <= blur <= 16:
+        raise RecipeError(f"blur must be 0 or from 0.1 to 16 pixels, got {blur}; try 0 or 1")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SuperResolutionRecipe(Recipe):
     """Everything that decides a super-resolution network; stored whole in its checkpoint."""
@@ -84,8 +94,14 @@ class SuperResolutionRecipe(Recipe):
                 f"patch must be a multiple of the scale, {self.scale}, of at least {least} pixels, "
                 f"got {self.patch}; try {max(least, self.patch // self.scale * self.scale)}"
             )
-        if not 0 <= self.blur <= 16:
-            raise RecipeError(f"blur must be 0 to 16 pixels, got {self.blur}; try 0 or 1")
+        check_blur(self.blur)
+        terms = {"pixel": ("pixel",), "feature": ("feature",), "mix": ("pixel", "feature")}
+        weights = [f"{term}_weight" for term in terms[self.loss]]
+        if not any(getattr(self, weight) for weight in weights):
+            raise RecipeError(
+                f"{' and '.join(weights)} must not be zero for loss {self.loss}: nothing would be "
+                "learnt; leave the option out"
+            )
 
     def idle_fields(self) -> set[str]:
         """Fields that this recipe's network or loss has no use for."""
