@@ -29,7 +29,8 @@ def test_real_photographs_come_with_scikit_image_and_some_have_odd_sides() -> No
 @pytest.mark.parametrize(("least", "scale"), [(1, 1), (8, 1), (44, 1), (1, 2), (1, 4), (4, 8)])
 def test_every_question_is_asked(least: int, scale: int) -> None:
     frames = probe_frames(least, scale=scale)
-    assert {probe.group for probe in frames} == {"photographs", "sizes", "tiny", "synthetic"}
+    groups = {"photographs", "sizes", "tiny", "synthetic", *(["flat"] if scale > 1 else [])}
+    assert {probe.group for probe in frames} == groups
     shapes = [probe.frame.shape for probe in frames]
     assert (least, least, 3) in shapes
     assert (1, 1, 3) in shapes
@@ -57,6 +58,21 @@ def test_a_network_that_enlarges_gives_back_less_than_twice_as_many_pixels() -> 
         return scale**2 * sum(probe.frame.size for probe in probe_frames(1, scale=scale))
 
     assert all(pixels(scale) < 2 * pixels(1) for scale in (2, 4, 8))
+
+
+@pytest.mark.parametrize("scale", [2, 4, 8])
+def test_every_flat_frame_has_a_colour_of_its_own_among_them_many_greys(scale: int) -> None:
+    many, large = (probe.frame for probe in probe_frames(1, scale=scale) if probe.group == "flat")
+    for batch in (many, large):
+        np.testing.assert_array_equal(batch, np.broadcast_to(batch[:, :1, :1], batch.shape))
+    colours = {tuple(colour) for colour in many[:, 0, 0].tolist()}
+    assert len(colours) == len(many)
+    greys = sorted(red for red, *others in colours if [red, red] == others)
+    assert (greys[0], greys[-1], max(np.diff(greys))) == (0, 255, 3)
+    assert len(colours) - len(greys) > 20
+    # As much to compute at every scale; and the larger ones are four times as large.
+    assert many.shape[1] * scale == 24
+    assert large.shape[1] == 4 * many.shape[1]
 
 
 def test_a_users_photograph_is_reduced_to_what_is_enlarged_to_the_limit(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         WeightsError,
     )
     from topcoat.export.bundle_writer import Exported, export_bundle
+    from topcoat.export.flat import Flatness
     from topcoat.export.onnx_from_checkpoint import onnx_from_network
     from topcoat.export.parity import (
         GATES,
@@ -45,6 +46,7 @@ __all__ = [
     "Difference",
     "Engine",
     "Exported",
+    "Flatness",
     "Gate",
     "GraphError",
     "OutputError",
@@ -74,6 +76,7 @@ _MODULES = {
         "WeightsError",
     ),
     "bundle_writer": ("Exported", "export_bundle"),
+    "flat": ("Flatness",),
     "onnx_from_checkpoint": ("onnx_from_network",),
     "parity": (
         "GATES",

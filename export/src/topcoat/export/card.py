@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from topcoat.export.flat import Flatness
 from topcoat.export.parity import ParityReport, ParityRow, Summary
 from topcoat.train import Checkpoint
 
@@ -114,7 +115,10 @@ def degradation_blur(recipe: Mapping[str, Any]) -> float | None:
 
 
 def parity_table(rows: Sequence[ParityRow]) -> list[str]:
-    """Lines of a Markdown table that is readable in a terminal too."""
+    """Lines of a Markdown table that is readable in a terminal too.
+
+    Flat areas have a column where they were compared: for networks that enlarge.
+    """
     groups = ("photographs", "sizes", "tiny", "synthetic")
     head = ["Engine", "Result", "Photographs", "Odd sizes", "Tiny", "Synthetic"]
     body = [
@@ -125,6 +129,11 @@ def parity_table(rows: Sequence[ParityRow]) -> list[str]:
         ]
         for row in rows
     ]
+    flat = [row.groups.get("flat") for row in rows]
+    if any(flat):
+        head.append("Flat areas")
+        for line, found in zip(body, flat, strict=True):
+            line.append(_flat(None if found is None else found.flat))
     cells = [head, *body]
     widths = [max(len(line[i]) for line in cells) for i in range(len(head))]
     lines = [
@@ -141,6 +150,16 @@ def _numbers(summary: Summary | None) -> str:
     if not math.isfinite(summary.psnr_db):
         return "equal"
     return f"max {summary.max_steps}, {summary.psnr_db:.1f} dB"
+
+
+def _flat(flat: Flatness | None) -> str:
+    if flat is None:
+        return "–"
+    if not flat.judged:
+        return "not judged"
+    if not flat.uneven:
+        return "flat"
+    return f"up to {flat.max_steps} step{'s' * (flat.max_steps > 1)}"
 
 
 def _pictures(scale: int) -> list[str]:

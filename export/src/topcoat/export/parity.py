@@ -9,7 +9,7 @@ import math
 import platform
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -17,10 +17,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import Tensor
 
 import topcoat.runtime
 from topcoat.export._errors import ParityError
 from topcoat.export._threads import half_the_cores
+from topcoat.export.flat import Flatness, areas_to_judge, flatness, together
 from topcoat.export.probes import Frame, ProbeFrame
 from topcoat.train.networks import FrameNetwork
 
@@ -50,6 +52,8 @@ class Gate:
     an engine of lower precision draws equally good ones elsewhere. What must not change is the
     colour they add up to.
     """
+    flat_steps: int | None = None
+    """Largest difference between two pixels of an area that the network itself leaves flat."""
 
     def failures(self, found: "Summary") -> list[str]:
         """Say in words what is missed; empty if nothing is."""
@@ -72,6 +76,12 @@ class Gate:
                 f"a tile's mean colour off by {found.tone_steps:.1f} steps, "
                 f"allowed {self.tone_steps:g}"
             )
+        flat = found.flat
+        if self.flat_steps is not None and flat is not None and flat.max_steps > self.flat_steps:
+            missed.append(
+                f"{len(flat.uneven)} of {flat.judged} flat areas uneven, by up to "
+                f"{flat.max_steps} step{'s' * (flat.max_steps > 1)}, allowed {self.flat_steps}"
+            )
         return missed
 
     def to_json(self) -> dict[str, float]:
@@ -82,6 +92,7 @@ class Gate:
             "worst_psnr_db": self.worst_psnr_db,
             "within_4_steps": self.within_4_steps,
             "tone_steps": self.tone_steps,
+            "flat_steps": self.flat_steps,
         }
         return {name: value for name, value in asked.items() if value is not None}
 
@@ -92,18 +103,21 @@ GATES: Mapping[str, Mapping[str, Gate]] = {
         "sizes": Gate(max_steps=1),
         "tiny": Gate(max_steps=1),
         "synthetic": Gate(max_steps=2),
+        "flat": Gate(max_steps=1, flat_steps=0),
     },
     "fp16": {
         "photographs": Gate(max_steps=4, psnr_db=50, worst_psnr_db=45),
         "sizes": Gate(max_steps=4),
         "tiny": Gate(max_steps=16, worst_psnr_db=40, tone_steps=2),
         "synthetic": Gate(worst_psnr_db=35, tone_steps=2),
+        "flat": Gate(max_steps=4, flat_steps=0),
     },
     "bf16": {
         "photographs": Gate(psnr_db=45, worst_psnr_db=40, within_4_steps=0.99),
         "sizes": Gate(worst_psnr_db=40, within_4_steps=0.97),
         "tiny": Gate(worst_psnr_db=12, tone_steps=24),
         "synthetic": Gate(worst_psnr_db=12, tone_steps=16),
+        "flat": Gate(worst_psnr_db=40, within_4_steps=0.97, flat_steps=1),
     },
 }
 """Compute precision -> group of frames -> gate. docs/export.md says where the numbers come from."""
@@ -180,6 +194,8 @@ class Difference:
     tone_steps: float
     """Largest difference between the mean colours (R, G or B) of a 32×32 tile."""
     worst_tile: Tile
+    flat: Flatness | None = None
+    """How flat it is; only of a batch of frames of one colour each."""
 
     @property
     def psnr_db(self) -> float:
@@ -203,6 +219,7 @@ class Difference:
                 "left": tile.left,
                 "mean_steps": tile.mean_steps,
             },
+            **_flat_json(self.flat),
         }
 
 
@@ -260,6 +277,8 @@ class Summary:
     worst_psnr_db: float
     """Of the worst frame."""
     tone_steps: float
+    flat: Flatness | None = None
+    """Of all its flat areas; None if it has none."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values that every JSON reader takes."""
@@ -271,6 +290,7 @@ class Summary:
             "psnr_db": _finite(self.psnr_db),
             "worst_psnr_db": _finite(self.worst_psnr_db),
             "tone_steps": self.tone_steps,
+            **_flat_json(self.flat),
         }
 
 
@@ -293,6 +313,7 @@ def summary(differences: Iterable[Difference]) -> Summary:
         ),
         worst_psnr_db=min(d.psnr_db for d in found),
         tone_steps=max(d.tone_steps for d in found),
+        flat=together(d.flat for d in found if d.flat is not None),
     )
 
 
@@ -404,7 +425,7 @@ def measure_parity(
         raise ParityError("no photographs to compare on; give at least one")
     progress(f"PyTorch fp32 on {len(frames)} frames")
     with half_the_cores():
-        references = [reference_frame(network, probe.frame) for probe in frames]
+        references = [_reference(network, probe) for probe in frames]
     rows = []
     for engine in engines:
         progress(str(engine))
@@ -422,6 +443,28 @@ def reference_frame(network: FrameNetwork, frame: Frame) -> Frame:
     Returns:
         (H*scale, W*scale, 3), or a batch of them: uint8, rounded half to even.
     """
+    result = _rounded(_answer(network, frame))
+    return result if frame.ndim == 4 else result[0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Reference:
+    """What the network itself makes of a probe."""
+
+    frame: Frame
+    flat: NDArray[np.bool_] | None
+    """Which frames of a batch of flat ones it leaves flat; None for any other probe."""
+
+
+def _reference(network: FrameNetwork, probe: ProbeFrame) -> _Reference:
+    if probe.group != "flat":
+        return _Reference(frame=reference_frame(network, probe.frame), flat=None)
+    answer = _answer(network, probe.frame)
+    return _Reference(frame=_rounded(answer), flat=areas_to_judge(answer.numpy()))
+
+
+def _answer(network: FrameNetwork, frame: Frame) -> Tensor:
+    """(H, W, 3) or (N, H, W, 3), uint8 -> (N, H*scale, W*scale, 3), 0 to 255, not rounded."""
     batch = torch.tensor(frame, dtype=torch.float32) / 255
     planes = (batch if frame.ndim == 4 else batch[None]).permute(0, 3, 1, 2)  # (N, 3, H, W)
     height, width = planes.shape[2:]
@@ -432,18 +475,22 @@ def reference_frame(network: FrameNetwork, frame: Frame) -> Frame:
     with torch.inference_mode():
         styled = network(F.pad(planes, (0, right, 0, down), mode="replicate"))
     styled = styled[:, :, : height * scale, : width * scale]
-    rounded = (styled.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
-    result: Frame = rounded.contiguous().numpy()
-    return result if frame.ndim == 4 else result[0]
+    answer: Tensor = (styled.clamp(0, 1) * 255).permute(0, 2, 3, 1)
+    return answer
+
+
+def _rounded(answer: Tensor) -> Frame:
+    frame: Frame = answer.round().to(torch.uint8).contiguous().numpy()
+    return frame
 
 
 def _measure(
-    bundle: Path, engine: Engine, frames: Sequence[ProbeFrame], references: Sequence[Frame]
+    bundle: Path, engine: Engine, frames: Sequence[ProbeFrame], references: Sequence[_Reference]
 ) -> ParityRow:
     try:
         with _opened(bundle, engine) as model:
             measured = [
-                (probe, difference(reference, model.process(probe.frame)))
+                (probe, _compared(probe, reference, model.process(probe.frame)))
                 for probe, reference in zip(frames, references, strict=True)
             ]
     except (topcoat.runtime.BackendError, ParityError) as error:
@@ -454,6 +501,13 @@ def _measure(
         return ParityRow(engine=engine, status="failed", reason=str(error))
     failed = _failures(engine.compute, measured)
     return ParityRow(engine=engine, status="failed" if failed else "passed", frames=measured)
+
+
+def _compared(probe: ProbeFrame, reference: _Reference, candidate: Frame) -> Difference:
+    found = difference(reference.frame, candidate)
+    if reference.flat is None:
+        return found
+    return replace(found, flat=flatness(probe.frame, candidate, reference.flat))
 
 
 def _why_absent(error: Exception, engine: Engine) -> str | None:
@@ -531,6 +585,10 @@ def _worst_tile(steps: Steps) -> Tile:
 
 def _psnr_db(mean_squared: float) -> float:
     return 10 * math.log10(255**2 / mean_squared) if mean_squared else math.inf
+
+
+def _flat_json(flat: Flatness | None) -> dict[str, Any]:
+    return {} if flat is None else {"flat": flat.to_json()}
 
 
 def _finite(value: float) -> float | None:

@@ -1,9 +1,10 @@
 """The frames on which an engine is compared with its network.
 
-Four groups, because they ask four questions. ``photographs``: does the engine look the same on what
+Five groups, because they ask five questions. ``photographs``: does the engine look the same on what
 people feed it? ``sizes``: do padding, cropping and batching work at odd sizes? ``tiny``: and at the
 smallest size that the network takes, and below it, where a normalisation layer sees a handful of
 values? ``synthetic``: and on frames that are flat, saturated, smooth or as rough as can be?
+``flat``, only for a network that enlarges: does a frame of one colour stay one, whatever colour?
 """
 
 import importlib.util
@@ -23,7 +24,7 @@ from topcoat.export._errors import PhotographError
 
 Frame: TypeAlias = NDArray[np.uint8]
 """(H, W, 3) or (N, H, W, 3), RGB."""
-Group: TypeAlias = Literal["photographs", "sizes", "tiny", "synthetic"]
+Group: TypeAlias = Literal["photographs", "sizes", "tiny", "synthetic", "flat"]
 
 BUNDLED = ("astronaut.png", "coffee.png", "chelsea.png", "rocket.jpg", "motorcycle_left.png")
 """Photographs that lie inside scikit-image's package: no download. Three have an odd side."""
@@ -70,7 +71,8 @@ def probe_frames(
     own = user_photographs(photos, progress, longest=longest) if photos is not None else []
     bundled = bundled_photographs()
     small = [replace(probe, frame=_shrunk(probe.frame, scale)) for probe in bundled]
-    return [*small, *own, *_sizes(bundled, size_min, scale), *_synthetic(size_min, scale)]
+    made = [*_sizes(bundled, size_min, scale), *_synthetic(size_min, scale)]
+    return [*small, *own, *made, *(_flat(scale) if scale > 1 else ())]
 
 
 def bundled_photographs() -> list[ProbeFrame]:
@@ -238,6 +240,29 @@ def synthetic_frames(height: int, width: int) -> dict[str, Frame]:
         "checker": np.repeat(checker[..., None], 3, axis=-1),
         "gradient": gradient,
     }
+
+
+def flat_colours() -> NDArray[np.uint8]:
+    """Choose 96 greys and 32 colours, no two alike, (128, 3).
+
+    Many, because bits decide: an engine that prints a grid into one grey leaves the next one flat.
+    """
+    greys = np.linspace(0, 255, 96).round().astype(np.uint8)[:, None].repeat(3, axis=1)
+    colours = np.random.default_rng(0).integers(0, 256, (32, 3), dtype=np.uint8)
+    return np.concatenate([greys, colours])
+
+
+def _flat(scale: int) -> list[ProbeFrame]:
+    """Many colours in small frames; and a few in larger ones, which engines may cut up in blocks.
+
+    Each colour has a frame of its own, so that no border between two of them needs to be left out.
+    """
+    found = []
+    for colours, side in ((flat_colours(), 24), (flat_colours()[5::32], 96)):
+        side = max(1, side // scale)
+        frame = colours[:, None, None].repeat(side, axis=1).repeat(side, axis=2)
+        found.append(ProbeFrame(name=f"flat {_shape(frame)}", group="flat", frame=frame))
+    return found
 
 
 def _shape(frame: Frame) -> str:
