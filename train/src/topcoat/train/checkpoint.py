@@ -5,7 +5,6 @@ nothing in it can run. Written to a temporary name, flushed to the disk and rena
 power cut or a full disk at any moment leaves the last complete file.
 """
 
-import contextlib
 import errno
 import os
 import pickle
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 
 from topcoat.train._errors import CheckpointError, OutputError
+from topcoat.train._files import written_whole
 from topcoat.train.networks import NETWORKS, FrameNetwork, build_network
 
 FORMAT = "topcoat-checkpoint"
@@ -98,18 +98,9 @@ def save_checkpoint(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> Non
         "format_version": FORMAT_VERSION,
         **{name: getattr(checkpoint, name) for name in (*_REQUIRED, "state")},
     }
-    temporary: Path | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-        temporary = Path(name)
-        with os.fdopen(handle, "wb") as file:
+        with written_whole(path) as file:
             torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-        _sync_folder(path.parent)
     except (
         OSError,
         RuntimeError,
@@ -119,9 +110,6 @@ def save_checkpoint(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> Non
         kept = "; the earlier checkpoint there is kept" if path.exists() else ""
         reason = getattr(error, "strerror", None) or "the disk is full or went away"
         raise OutputError(f"cannot write {path}: {reason}{kept}") from None
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
@@ -210,13 +198,3 @@ def _read(path: Path) -> object:
         if error.errno == errno.EINVAL:  # a seek to before the start: the end of the zip is gone
             raise CheckpointError(f"{path} was cut short; {wanted}") from None
         raise CheckpointError(f"cannot read {path}: {error.strerror}; check the file") from None
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the rename itself survive a power cut, where the system can."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
