@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,16 +17,20 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from topcoat.train import (
     Checkpoint,
     CheckpointError,
     ContentError,
+    PictureError,
     RecipeError,
+    _memory,
     metrics,
     save_checkpoint,
 )
 from topcoat.train._evaluation_page import choose_crop
+from topcoat.train._memory import available_memory, least_memory_per_pixel
 from topcoat.train.cli.evaluate_sr import main, parser
 from topcoat.train.degradation import degrade
 from topcoat.train.evaluation import (
@@ -41,6 +46,7 @@ from topcoat.train.networks._base import SCALES
 from topcoat.train.pictures import file_sha256, open_rgb, sample_photographs, to_array
 
 Saver = Callable[..., Path]
+Capture = pytest.CaptureFixture[str]
 
 
 @pytest.fixture(autouse=True)
@@ -88,7 +94,7 @@ def save_model(tmp_path: Path) -> Saver:
     return save
 
 
-def _failure(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+def _failure(capsys: Capture, *arguments: object) -> str:
     """What the command says when it refuses: on standard error, with nothing else."""
     try:
         code = main([str(argument) for argument in arguments])
@@ -148,7 +154,7 @@ def test_the_mean_is_that_of_the_pictures_decibels(originals: Path) -> None:
 
 
 def test_sizes_are_cut_to_multiples_of_the_scale_and_it_is_said(
-    originals: Path, capsys: pytest.CaptureFixture[str]
+    originals: Path, capsys: Capture
 ) -> None:
     result = evaluate(find_originals(originals), {}, scale=4)
     assert [(p.name, p.file_size, p.size) for p in result.pictures] == [
@@ -207,7 +213,7 @@ def test_bicubic_on_set5_is_the_published_number(scale: int, psnr: float) -> Non
 
 
 def test_the_command_s_json_page_and_pictures_agree(
-    originals: Path, tmp_path: Path, save_model: Saver, capsys: pytest.CaptureFixture[str]
+    originals: Path, tmp_path: Path, save_model: Saver, capsys: Capture
 ) -> None:
     feature = save_model("x", loss="feature", blur=1.0)
     baseline = save_model("srcnn", "srcnn")
@@ -304,7 +310,7 @@ def test_lpips_gets_its_column_where_it_can_be_measured(
     originals: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    capsys: Capture,
 ) -> None:
     def far(output: Picture, original: Picture, border: int) -> float:
         return float(output.shape[0] * border)
@@ -348,17 +354,15 @@ def test_the_crop_of_a_picture_without_differences_is_its_corner() -> None:
     assert (crop.top, crop.left, crop.height, crop.width) == (0, 0, 16, 24)
 
 
-def test_json_on_standard_output_takes_the_table_s_place(
-    originals: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main([str(originals), "--scale", "8", "--json"]) == 0
+def test_json_on_standard_output_takes_the_table_s_place(originals: Path, capsys: Capture) -> None:
+    assert main([str(originals), "--scale", "8", "--json", "-"]) == 0
     figures = json.loads(capsys.readouterr().out)
     assert figures["protocol"]["scale"] == 8
     assert list(figures["mean"]) == ["bicubic"]
 
 
 def test_a_half_trained_network_is_said_to_be_one(
-    originals: Path, save_model: Saver, capsys: pytest.CaptureFixture[str]
+    originals: Path, save_model: Saver, capsys: Capture
 ) -> None:
     half, whole = save_model("half", steps=20), save_model("whole", steps=7)
     assert main([str(originals), "--model", str(half), "--model", str(whole)]) == 0
@@ -368,7 +372,7 @@ def test_a_half_trained_network_is_said_to_be_one(
 
 
 def test_the_table_s_columns_stand_below_each_other(
-    originals: Path, save_model: Saver, capsys: pytest.CaptureFixture[str]
+    originals: Path, save_model: Saver, capsys: Capture
 ) -> None:
     model = save_model("m")
     main([str(originals), "--model", f"a_rather_long_name={model}", "--model", str(model)])
@@ -384,6 +388,42 @@ def test_the_table_s_columns_stand_below_each_other(
     ]
 
 
+def test_on_a_narrow_screen_the_methods_stand_below_each_other(
+    originals: Path, save_model: Saver, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    net = save_model("net")
+    models = [f"--model=a network with a name, {number}={net}" for number in range(5)]
+    tables = {}
+    for columns in (300, 100):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        assert main([str(originals), *models]) == 0
+        tables[columns] = capsys.readouterr().out
+        assert max(map(len, tables[columns].splitlines())) <= columns
+    wide, narrow = (table.splitlines()[2:] for table in tables.values())
+    mean = [float(cell) for cell in wide[5].split()[1:]]
+    assert [line.split()[-2:] for line in narrow[1:7]] == [
+        [f"{psnr:.2f}", f"{ssim:.4f}"] for psnr, ssim in zip(mean[::2], mean[1::2], strict=True)
+    ]
+    assert narrow[1].split()[:2] == ["1", "bicubic"]
+    assert narrow[6].startswith("6  a network with a name, 4  ")
+    assert narrow[8].split() == ["PSNR", "by", "picture", *"123456"]
+    for line, full in zip(narrow[9:11], wide[2:4], strict=True):
+        assert line.split() == [full.split()[0], *full.split()[1::2]]
+    for block in (narrow[:7], narrow[8:11]):
+        assert len({len(line) for line in block}) == 1
+
+
+def test_a_long_name_of_a_picture_is_shown_by_its_end(
+    originals: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    folder = tmp_path / "set" / ("long" * 20)
+    folder.mkdir(parents=True)
+    shutil.copy(originals / "a.png", folder / "the-end.png")
+    assert main([str(tmp_path / "set"), "--scale", "4"]) == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "the-end" in line)
+    assert line.startswith("…onglonglonglonglonglonglong/the-end.png  ")
+
+
 def test_pictures_are_named_by_their_path_below_the_folder(originals: Path, tmp_path: Path) -> None:
     for name in ("x", "y"):
         (tmp_path / "set" / name).mkdir(parents=True)
@@ -395,6 +435,24 @@ def test_pictures_are_named_by_their_path_below_the_folder(originals: Path, tmp_
     assert (output / "bicubic" / "y" / "same.bmp.png").is_file()
 
 
+def test_a_picture_s_name_does_not_depend_on_the_others(
+    originals: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    (tmp_path / "set" / "x").mkdir(parents=True)
+    shutil.copy(originals / "a.png", tmp_path / "set" / "x" / "a.png")
+    (tmp_path / "set" / "broken.png").write_bytes(b"")
+    (tmp_path / "other").mkdir()
+    common = [f"{tmp_path}/other/../set", "--scale", "4", "--json", "-"]
+    for more in (["--skip-broken"], ["--only", "a*"]):
+        assert main([*common, *more, "--quiet"]) == 0
+        (row,) = json.loads(capsys.readouterr().out)["pictures"]
+        assert row["name"] == "x/a.png"
+    paths = find_originals(tmp_path / "set")
+    assert evaluate(paths, {}, scale=4, skip_broken=True).pictures[0].name == "x/a.png"
+    with pytest.raises(ValueError, match="is not in the subpath"):
+        evaluate(paths, {}, scale=4, folder=tmp_path / "other")
+
+
 def test_only_keeps_the_files_that_fit(originals: Path) -> None:
     assert [path.name for path in find_originals(originals, "b*")] == ["b.png"]
     with pytest.raises(ContentError, match=r"no .* that fits '\*_HR.png' below"):
@@ -402,7 +460,7 @@ def test_only_keeps_the_files_that_fit(originals: Path) -> None:
 
 
 def test_files_that_exist_are_replaced_only_when_told(
-    originals: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    originals: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     page = tmp_path / "e.html"
     page.write_text("mine")
@@ -410,7 +468,8 @@ def test_files_that_exist_are_replaced_only_when_told(
     (tmp_path / "out" / "mine.txt").write_text("mine")
     common = (originals, "--scale", 4, "--quiet")
     assert "e.html exists; replace it with --force" in _failure(capsys, *common, "--page", page)
-    assert "e.html exists" in _failure(capsys, *common, "--json", page)
+    (tmp_path / "e.json").write_text("mine")
+    assert "e.json exists" in _failure(capsys, *common, "--json", tmp_path / "e.json")
     assert "not empty" in _failure(capsys, *common, "--output", tmp_path / "out")
     assert page.read_text() == "mine"
     arguments = [*common, "--page", page, "--output", tmp_path / "out", "--force"]
@@ -420,14 +479,99 @@ def test_files_that_exist_are_replaced_only_when_told(
 
 
 def test_outputs_are_kept_apart_from_originals_and_from_each_other(
-    originals: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    originals: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     said = _failure(capsys, originals, "--scale", 4, "--output", originals / "out")
     assert "the next run would take outputs for originals" in said
     assert not (originals / "out").exists()
-    both = tmp_path / "both"
-    said = _failure(capsys, originals, "--scale", 4, "--json", both, "--page", both)
-    assert "--json and --page both name" in said
+
+
+def _bytes(folder: Path) -> dict[str, bytes]:
+    """Everything in a folder tree."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("below", ["original", "low-resolution/set", "bicubic", "net"])
+def test_originals_among_the_outputs_are_not_replaced(
+    below: str, originals: Path, tmp_path: Path, save_model: Saver, capsys: Capture
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(originals, out / below)
+    before = _bytes(out)
+    arguments = ("--model", save_model("net"), "--output", out, "--force")
+    kind = out / below.split("/")[0]
+    wanted = f"the originals lie in {kind}, where this run would write its own pictures"
+    assert wanted in _failure(capsys, out / below, *arguments)
+    (tmp_path / "link").symlink_to(out / below)
+    assert wanted in _failure(capsys, tmp_path / "link", *arguments)
+    assert _bytes(out) == before
+    assert main([str(a) for a in (originals, *arguments, "--quiet")]) == 0  # from elsewhere it may
+
+
+def test_no_result_takes_the_place_of_what_the_run_reads(
+    originals: Path, tmp_path: Path, save_model: Saver, capsys: Capture
+) -> None:
+    folder, out = tmp_path / "set", tmp_path / "out"
+    shutil.copytree(originals, folder)
+    model = save_model("net").rename(tmp_path / "net.json")
+    common = (folder, "--model", model, "--force")
+    before = _bytes(tmp_path)
+    said = _failure(capsys, *common, "--page", folder / "a.png")
+    assert "a.png does not end in .html; give --page FILE.html" in said
+    said = _failure(capsys, *common, "--json", model)
+    assert f"--json would replace {model}, which this run reads; write it elsewhere" in said
+    assert _bytes(tmp_path) == before
+    (out / "bicubic").mkdir(parents=True)
+    (out / "bicubic" / "a.png").hardlink_to(folder / "a.png")  # another name of the same file
+    said = _failure(capsys, *common, "--output", out)
+    assert f"bicubic of a.png would replace {folder / 'a.png'}, which this run reads" in said
+    assert _bytes(folder) == {name: before[f"set/{name}"] for name in ("a.png", "b.png")}
+
+
+@pytest.mark.parametrize("second", ["a.jpg.png", "A.JPG"])
+def test_two_pictures_that_would_meet_in_one_file_are_refused(
+    second: str, tmp_path: Path, capsys: Capture
+) -> None:
+    folder, out = tmp_path / "set", tmp_path / "out"
+    folder.mkdir()
+    Image.new("RGB", (32, 32)).save(folder / "a.jpg")
+    if (folder / second).exists():
+        pytest.skip("this disk does not tell a.jpg from A.JPG")
+    Image.new("RGB", (32, 32), "white").save(folder / second)
+    common = (folder, "--scale", 4, "--quiet")
+    said = _failure(capsys, *common, "--output", out)
+    assert f"bicubic of {second}" in said
+    assert re.search(r"bicubic of a.jpg\b(?!\.png)", said)
+    assert "would meet in one file" in said
+    assert not out.exists()
+    assert main([str(a) for a in common]) == 0  # a table has room for both
+
+
+def test_models_whose_folders_would_meet_are_refused(
+    originals: Path, tmp_path: Path, save_model: Saver, capsys: Capture
+) -> None:
+    net = save_model("net")
+    arguments = (originals, "--model", f"A={net}", "--model", f"a={net}")
+    said = _failure(capsys, *arguments, "--output", tmp_path / "out")
+    assert "A of a.png and a of a.png would meet in one file" in said
+    assert "which some disks take for" in said
+    assert main([str(a) for a in (*arguments, "--quiet")]) == 0
+
+
+def test_a_result_that_stands_in_another_s_way_is_found_before_the_work(
+    originals: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    common = (originals, "--scale", 4, "--force")
+    said = _failure(capsys, *common, "--json", tmp_path / "r.json", "--output", tmp_path / "r.json")
+    assert "r.json cannot be both --json and a folder; rename one" in said
+    (tmp_path / "out" / "bicubic" / "b.png").mkdir(parents=True)
+    said = _failure(capsys, *common, "--output", tmp_path / "out")
+    assert "b.png, where bicubic of b.png should go, is a folder; remove it" in said
+    (tmp_path / "new" / "bicubic").parent.mkdir()
+    (tmp_path / "new" / "bicubic").write_text("mine")
+    said = _failure(capsys, *common, "--output", tmp_path / "new")
+    assert "bicubic is a file; remove it" in said
+    assert _bytes(tmp_path) == {"new/bicubic": b"mine"}
 
 
 # Bad input
@@ -472,7 +616,7 @@ def partly_broken(originals: Path, tmp_path: Path) -> Path:
 
 
 def test_a_mean_over_fewer_pictures_than_asked_for_is_refused(
-    partly_broken: Path, capsys: pytest.CaptureFixture[str]
+    partly_broken: Path, capsys: Capture
 ) -> None:
     said = _failure(capsys, partly_broken, "--scale", 4, "--page", partly_broken / "e.html")
     assert "3 of 4 pictures cannot be used" in said
@@ -484,7 +628,7 @@ def test_a_mean_over_fewer_pictures_than_asked_for_is_refused(
 
 
 def test_told_to_skip_them_it_names_what_is_left_out(
-    partly_broken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    partly_broken: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     page = tmp_path / "e.html"
     arguments = [str(partly_broken), "--scale", "4", "--skip-broken", "--page", str(page)]
@@ -495,9 +639,7 @@ def test_told_to_skip_them_it_names_what_is_left_out(
     assert "deep.png has more than 8 bits" in page.read_text()
 
 
-def test_with_nothing_usable_there_is_nothing_to_skip(
-    partly_broken: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_with_nothing_usable_there_is_nothing_to_skip(partly_broken: Path, capsys: Capture) -> None:
     (partly_broken / "good.png").unlink()
     said = _failure(capsys, partly_broken, "--scale", 4, "--skip-broken")
     assert "none of 3 pictures can be used" in said
@@ -512,6 +654,123 @@ def test_a_picture_smaller_than_a_network_takes_is_refused(originals: Path) -> N
         evaluate(find_originals(originals), {"large": Large()}, scale=4)
 
 
+class Greedy(FrameNetwork):
+    """Fails as torch's allocator does, or another way."""
+
+    scale = 4
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+    def forward(self, frame: Tensor) -> Tensor:
+        if frame.is_meta:
+            raise NotImplementedError
+        raise self.error
+
+
+def _refused_by_the_allocator() -> RuntimeError:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**50)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    "error",
+    [_refused_by_the_allocator(), MemoryError(), torch.OutOfMemoryError("CUDA out of memory")],
+)
+def test_a_network_that_runs_out_of_memory_is_told_in_a_line(
+    error: Exception, originals: Path
+) -> None:
+    wanted = r"not enough memory for greedy on .*a\.png of 96x64; leave that picture out"
+    with pytest.raises(PictureError, match=wanted) as caught:
+        evaluate([originals / "a.png"], {"greedy": Greedy(error)}, scale=4)
+    assert "\n" not in str(caught.value)
+
+
+def test_other_failures_of_a_network_are_not_blamed_on_memory(originals: Path) -> None:
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        evaluate(
+            [originals / "a.png"],
+            {"net": Greedy(RuntimeError("shapes cannot be multiplied"))},
+            scale=4,
+        )
+
+
+def test_a_picture_that_cannot_fit_into_the_memory_is_found_before_the_work(
+    originals: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Layers at full size of 4 channels: 8 bytes twice for each of 5 632 pixels of the larger one.
+    net = build_network("johnson-sr", {"scale": 4, "width": 4, "blocks": 0})
+    per_pixel = least_memory_per_pixel(net)
+    assert per_pixel == 16 * 4 * (4 + 4)
+    paths = find_originals(originals)
+    need = per_pixel * 96 * 64 / 16
+    monkeypatch.setattr(_memory, "available_memory", lambda: need - 1)
+    result = evaluate(paths, {"net": net}, scale=4, skip_broken=True)
+    assert [picture.name for picture in result.pictures] == ["b.png"]
+    assert "a.png is 96x64, and net needs 0.0 GiB of memory" in result.skipped[0]
+    monkeypatch.setattr(_memory, "available_memory", lambda: need)
+    assert len(evaluate(paths, {"net": net}, scale=4).pictures) == 2
+
+
+def test_free_memory_is_read_where_the_system_tells_it(tmp_path: Path) -> None:
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal: 9 kB\nMemAvailable:  5 kB\nSwapFree:  2 kB\nHugePages: 0\n")
+    assert available_memory(meminfo) == 7 * 1024
+    meminfo.write_text("MemTotal: 9 kB\n")
+    assert available_memory(meminfo) is None
+    assert available_memory(tmp_path / "none") is None
+
+
+def test_an_interrupted_evaluation_says_so(
+    originals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(metrics, "psnr_y", interrupt)
+    page = tmp_path / "e.html"
+    assert main([str(originals), "--scale", "4", "--page", str(page)]) == 130
+    said = capsys.readouterr().err
+    assert said.splitlines()[-1] == "evaluate-sr: interrupted; no figures were written"
+    assert not page.exists()
+
+
+def test_a_result_is_on_the_disk_before_it_gets_its_name(
+    originals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page, flushed, sync = tmp_path / "e.html", [], os.fsync
+
+    def record(descriptor: int) -> None:
+        flushed.append((os.fstat(descriptor).st_size, page.exists()))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", record)
+    assert main([str(originals), "--scale", "4", "--page", str(page), "--quiet"]) == 0
+    assert flushed[0] == (page.stat().st_size, False)
+    assert page.stat().st_mode & 0o777 == 0o644 or sys.platform == "win32"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on file size")
+def test_a_full_disk_leaves_the_earlier_result(originals: Path, tmp_path: Path) -> None:
+    page = tmp_path / "e.html"
+    page.write_text("mine")
+    code = f"""
+import resource, signal, sys
+sys.path[:0] = {sys.path!r}
+from topcoat.train.cli.evaluate_sr import main
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+sys.exit(main([{str(originals)!r}, "--scale", "4", "--page", {str(page)!r}, "--force"]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert f"evaluate-sr: cannot write {page}: File too large" in done.stderr
+    assert page.read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["e.html"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "wanted"),
     [
@@ -519,9 +778,23 @@ def test_a_picture_smaller_than_a_network_takes_is_refused(originals: Path) -> N
         (("{empty}/none", "--scale", 4), "is not there; give a folder"),
         (("{set}/a.png", "--scale", 4), "is a file; give a folder"),
         (("{set}",), "no factor given; pass --scale 4"),
+        (("--scale", 4), "no FOLDER of high-resolution pictures given"),
+        (
+            ("--scale", 4, "--json", "{set}"),
+            "given; --json took {set}: give --json - for standard output",
+        ),
+        (
+            ("{set}", "--scale", 4, "--json", "{empty}/e.html"),
+            "e.html does not end in .json; give --json FILE.json, or --json - for standard output",
+        ),
+        (
+            ("{set}", "--scale", 4, "--page", "{empty}/e.json"),
+            "e.json does not end in .html; give --page FILE.html",
+        ),
         (("{set}", "--scale", 3), "invalid choice: 3 (choose from 2, 4, 8)"),
-        (("{set}", "--scale", 4, "--blur", -1), "--blur must be 0 to 16 pixels, got -1"),
-        (("{set}", "--scale", 4, "--blur", "nan"), "--blur must be 0 to 16 pixels, got nan"),
+        (("{set}", "--scale", 4, "--blur", -1), "blur must be 0 or from 0.1 to 16 pixels, got -1"),
+        (("{set}", "--scale", 4, "--blur", "nan"), "blur must be 0 or from 0.1 to 16 pixels"),
+        (("{set}", "--scale", 4, "--blur", "1e-30"), "pixels, got 1e-30; try 0 or 1"),
         (("{set}", "--scale", 4, "--border", -1), "border must be 0 or more pixels, got -1"),
         (("{set}", "--scale", 4, "--border", 30), "for the 11 pixels of SSIM within the border"),
         (("{set}", "--scale", 4, "--crop-size", 2), "--crop-size must be 16 to 512 pixels, got 2"),
@@ -542,17 +815,18 @@ def test_what_cannot_be_done_is_said_in_a_line(
     wanted: str,
     originals: Path,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    capsys: Capture,
 ) -> None:
     (tmp_path / "empty").mkdir()
     filled = [str(a).format(empty=tmp_path / "empty", set=originals) for a in arguments]
     said = _failure(capsys, *filled)
-    assert wanted in said
+    assert wanted.replace("{set}", str(originals)) in said
+    assert not any((tmp_path / "empty").iterdir())
     assert said.splitlines()[-1].startswith(("evaluate-sr: ", "  "))
 
 
 def test_models_that_do_not_belong_here_are_refused(
-    originals: Path, tmp_path: Path, save_model: Saver, capsys: pytest.CaptureFixture[str]
+    originals: Path, tmp_path: Path, save_model: Saver, capsys: Capture
 ) -> None:
     style, two, four = (
         save_model("style", "johnson"),
@@ -576,7 +850,7 @@ def test_models_that_do_not_belong_here_are_refused(
 
 
 def test_a_file_name_with_an_equals_sign_is_a_file(
-    originals: Path, save_model: Saver, capsys: pytest.CaptureFixture[str]
+    originals: Path, save_model: Saver, capsys: Capture
 ) -> None:
     model = save_model("width=4")
     assert main([str(originals), "--model", str(model)]) == 0

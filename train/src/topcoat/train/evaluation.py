@@ -3,7 +3,7 @@
 import fnmatch
 import os
 import platform
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -11,16 +11,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from tqdm import tqdm
 
-from topcoat.train import metrics
-from topcoat.train._errors import CheckpointError, ContentError, PictureError, RecipeError
+from topcoat.train import _memory, metrics
+from topcoat.train._errors import CheckpointError, ContentError, RecipeError
+from topcoat.train._evaluation_check import check_pictures, complaint, least_side, open_cut
 from topcoat.train.degradation import degrade, imresize
 from topcoat.train.frames import array_tensor, tensor_array
 from topcoat.train.metrics import Picture
 from topcoat.train.networks import FrameNetwork
-from topcoat.train.pictures import SUFFIXES, open_rgb, to_array
+from topcoat.train.pictures import SUFFIXES
+from topcoat.train.recipes import check_blur
 
 Method = Callable[[Picture], Picture]
 """Enlarges: (H, W, 3) uint8 RGB -> (H*scale, W*scale, 3) uint8 RGB."""
@@ -65,7 +66,7 @@ class PictureScores:
     """One picture's row."""
 
     name: str
-    """Path below the folder."""
+    """Path below the folder: the one given, or that which holds all the pictures given."""
     file_size: tuple[int, int]
     """Width and height of the file."""
     size: tuple[int, int]
@@ -136,6 +137,7 @@ def evaluate(
     methods: Mapping[str, Method | FrameNetwork],
     *,
     scale: int,
+    folder: Path | None = None,
     blur: float = 0.0,
     border: int | None = None,
     match_histogram: bool = False,
@@ -154,6 +156,8 @@ def evaluate(
         methods: name -> a function, or a network, which runs in float32 on one whole picture at a
             time; its output is rounded to 8 bits as a file would be. Bicubic is always measured.
         scale: the factor of all methods.
+        folder: pictures are named by their paths below it; None: below the innermost folder that
+            holds all of them, those that cannot be used among them.
         blur: σ in pixels of a Gaussian before shrinking; 0 for the protocol of published tables.
         border: pixels to leave out on each side; None: ``scale``, as published tables do.
         match_histogram: give each method's output, bicubic aside, the histogram of the small
@@ -167,6 +171,8 @@ def evaluate(
         ContentError: no picture, or one that cannot be used; the message names all of them.
         RecipeError: a network's scale is not ``scale``, or a setting is out of range.
         CheckpointError: a network computes NaN or infinity.
+        PictureError: a method, or a measure, ran out of memory on a picture.
+        ValueError: a picture does not lie below ``folder``.
 
     >>> from topcoat.train.pictures import sample_photographs
     >>> result = evaluate(sample_photographs()[1:2], {}, scale=4, lpips=False)
@@ -176,6 +182,7 @@ def evaluate(
     border = scale if border is None else border
     if scale < 2:
         raise RecipeError(f"scale must be 2 or more, got {scale}")
+    check_blur(blur)
     if border < 0:
         raise RecipeError(f"border must be 0 or more pixels, got {border}; the usual is {scale}")
     if BICUBIC in methods:
@@ -187,23 +194,28 @@ def evaluate(
         raise ContentError("no pictures given; give at least one")
     distance, described = metrics.find_lpips() if lpips else (None, "LPIPS left out: not asked for")
 
-    least = _least_side(methods.values(), scale, border, distance is not None)
-    usable, problems = _check(pictures, scale, least, quiet)
+    names = names_below(pictures, folder)
+    networks = {name: m for name, m in methods.items() if isinstance(m, FrameNetwork)}
+    least = least_side(networks, scale, border, lpips=distance is not None)
+    usable, problems = check_pictures(pictures, scale, least, networks, quiet)
     if problems and not (skip_broken and usable):
-        raise ContentError(_complain(problems, len(pictures), skip_broken))
+        raise ContentError(complaint(problems, len(pictures), skip_broken))
 
     enlarge: dict[str, Method] = {BICUBIC: bicubic_method(scale)}
     for name, method in methods.items():
         enlarge[name] = network_method(method, name) if isinstance(method, FrameNetwork) else method
     rows = []
-    names = _names(usable)
     # A large network takes seconds a picture. None: no bar where nobody looks.
     for path in tqdm(usable, unit="picture", desc="evaluating", disable=quiet or None):
-        file_size, original = _open(path, scale)
-        low = tensor_array(degrade(array_tensor(original), scale, blur))
+        file_size, original = open_cut(path, scale)
+        height, width = original.shape[:2]
+        on_this = f"{path} of {width}x{height}"
+        with _memory.memory_for(f"to shrink {on_this}"):
+            low = tensor_array(degrade(array_tensor(original), scale, blur))
         outputs: dict[str, Picture] = {}
         for name, method in enlarge.items():
-            output = method(low)
+            with _memory.memory_for(f"for {name} on {on_this}"):
+                output = method(low)
             if output.shape != original.shape or output.dtype != np.uint8:
                 raise ValueError(
                     f"{name} returned {output.dtype} {output.shape}, wanted uint8 {original.shape}"
@@ -211,21 +223,22 @@ def evaluate(
             if match_histogram and name != BICUBIC:
                 output = metrics.match_histogram(output, low)
             outputs[name] = output
-        scores = {
-            name: Scores(
-                psnr_y=metrics.psnr_y(output, original, border),
-                ssim_y=metrics.ssim_y(output, original, border),
-                lpips=distance(output, original, border) if distance else None,
-            )
-            for name, output in outputs.items()
-        }
-        height, width = original.shape[:2]
+        with _memory.memory_for(f"to measure {on_this}"):
+            scores = {
+                name: Scores(
+                    psnr_y=metrics.psnr_y(output, original, border),
+                    ssim_y=metrics.ssim_y(output, original, border),
+                    lpips=distance(output, original, border) if distance else None,
+                )
+                for name, output in outputs.items()
+            }
         row = PictureScores(
             name=names[path], file_size=file_size, size=(width, height), scores=scores
         )
         rows.append(row)
         if on_picture is not None:
-            on_picture(row, PictureSet(original=original, low_resolution=low, outputs=outputs))
+            with _memory.memory_for(f"to show {on_this}"):
+                on_picture(row, PictureSet(original=original, low_resolution=low, outputs=outputs))
     return Evaluation(
         protocol=Protocol(
             scale=scale,
@@ -279,6 +292,28 @@ def find_originals(folder: str | os.PathLike[str], only: str | None = None) -> l
     return found
 
 
+def names_below(pictures: Sequence[Path], folder: Path | None = None) -> dict[Path, str]:
+    """Name pictures by their paths below a folder, with ``/`` between the parts.
+
+    Args:
+        pictures: files.
+        folder: None: the innermost that holds all of them.
+
+    Raises:
+        ValueError: a picture does not lie below ``folder``.
+
+    >>> list(names_below([Path("set/x/a.png"), Path("set/y/a.png")]).values())
+    ['x/a.png', 'y/a.png']
+    """
+    # abspath takes the .. out, absolute() does not.
+    paths = {path: Path(os.path.abspath(path)) for path in pictures}  # noqa: PTH100
+    if folder is None:
+        root = Path(os.path.commonpath([path.parent for path in paths.values()]))
+    else:
+        root = Path(os.path.abspath(folder))  # noqa: PTH100
+    return {path: full.relative_to(root).as_posix() for path, full in paths.items()}
+
+
 def bicubic_method(scale: int) -> Method:
     """MATLAB's bicubic enlargement, rounded to 8 bits."""
 
@@ -310,73 +345,6 @@ def versions() -> dict[str, str]:
     """What the figures depend on."""
     packages = ("topcoat-train", "torch", "numpy", "scikit-image", "pillow")
     return {name: version(name) for name in packages} | {"python": platform.python_version()}
-
-
-def _open(path: Path, scale: int) -> tuple[tuple[int, int], Picture]:
-    """Size of the file, and its pixels cut to multiples of the scale."""
-    image: Image.Image = open_rgb(path)
-    width, height = (side // scale * scale for side in image.size)
-    cut = to_array(image)[:height, :width]
-    return image.size, np.array(cut, order="C")  # a copy: PIL's own is read-only
-
-
-def _least_side(
-    methods: Collection[Method | FrameNetwork], scale: int, border: int, lpips: bool
-) -> tuple[int, str]:
-    """The smallest side of an original, and who wants it."""
-    networks = [method for method in methods if isinstance(method, FrameNetwork)]
-    measure = max(metrics.SSIM_WINDOW, metrics.LPIPS_MIN if lpips else 0)
-    wanted = [
-        (scale, f"one pixel at 1/{scale} of the size"),
-        (
-            measure + 2 * border,
-            f"the {measure} pixels of {'LPIPS' if lpips else 'SSIM'} within the border of {border}",
-        ),
-        *((n.size_min * scale, f"the network's {n.size_min} pixels x {scale}") for n in networks),
-    ]
-    side, reason = max(wanted, key=lambda entry: entry[0])
-    return -(-side // scale) * scale, reason
-
-
-def _check(
-    pictures: Sequence[Path], scale: int, least: tuple[int, str], quiet: bool
-) -> tuple[list[Path], list[str]]:
-    """Decode everything once: the usable files, and what is wrong with the others."""
-    usable, problems = [], []
-    for path in tqdm(pictures, unit="picture", desc="checking", leave=False, disable=quiet or None):
-        try:
-            size, original = _open(path, scale)
-        except PictureError as error:
-            problems.append(str(error))
-            continue
-        if min(original.shape[:2]) < least[0]:
-            problems.append(
-                f"{path} is {size[0]}x{size[1]}; wanted: at least {least[0]} pixels a side, for "
-                f"{least[1]}"
-            )
-            continue
-        usable.append(path)
-    return usable, problems
-
-
-def _complain(problems: Sequence[str], count: int, skip_broken: bool) -> str:
-    if len(problems) == count:
-        return _joined(f"none of {count} pictures can be used", problems)
-    advice = "mend or remove them, or average over the others with --skip-broken"
-    return _joined(f"{len(problems)} of {count} pictures cannot be used; {advice}", problems)
-
-
-def _joined(head: str, problems: Sequence[str]) -> str:
-    if len(problems) == 1:
-        return f"{head}: {problems[0]}"
-    more = [f"  and {len(problems) - 20} more"] if len(problems) > 20 else []
-    return "\n".join([f"{head}:", *(f"  {line}" for line in problems[:20]), *more])
-
-
-def _names(paths: Sequence[Path]) -> dict[Path, str]:
-    """Paths below the folder that holds all of them."""
-    root = os.path.commonpath([path.absolute().parent for path in paths])
-    return {path: path.absolute().relative_to(root).as_posix() for path in paths}
 
 
 def _plain(scores: Scores) -> dict[str, float | None]:
