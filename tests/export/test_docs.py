@@ -67,5 +67,7 @@ def test_the_table_of_gates_is_that_of_the_code() -> None:
                 parts.append(f"≥ {gate.within_4_steps * 100:g} % within 4 steps")
             if gate.tone_steps is not None:
                 parts.append(f"tone ≤ {gate.tone_steps:g}")
+            if gate.flat_steps is not None:
+                parts.append(f"uneven ≤ {gate.flat_steps}")
             wanted.append(", ".join(parts))
         assert [cell.strip() for cell in line.strip("|").split("|")] == wanted
