@@ -13,6 +13,7 @@ from topcoat.train.losses import (
     style_loss,
     total_variation,
 )
+from topcoat.train.losses.super_resolution import without_nyquist
 from topcoat.train.recipes import SR_RECIPES
 
 
@@ -164,3 +165,26 @@ def test_published_pixel_losses_count_in_steps_of_255() -> None:
 def test_a_feature_loss_without_a_loss_network_is_refused() -> None:
     with pytest.raises(ValueError, match="give the loss network"):
         SuperResolutionLoss(None, SR_RECIPES["modern"])
+
+
+def test_the_binomial_filter_takes_out_what_max_pooling_takes_for_texture() -> None:
+    rows = torch.tensor([1.0, -1.0]).repeat(8)
+    checkerboard = (rows[:, None] * rows[None]).expand(1, 3, 16, 16)
+    stripes = rows.expand(1, 3, 16, 16)
+    coarse = torch.tensor([1.0, 1.0, -1.0, -1.0]).repeat(4).expand(1, 3, 16, 16)
+    inner = (..., slice(2, -2), slice(2, -2))
+    for grid in (checkerboard, stripes):
+        assert without_nyquist(grid)[inner].abs().max() == 0
+    assert without_nyquist(coarse)[inner].abs().mean() > 0.4
+    flat = torch.full((1, 3, 5, 5), 0.5)
+    assert torch.equal(without_nyquist(flat), flat)
+
+    # Why: a fine checkerboard lies far from a flat picture in VGG's features, and looks flat here.
+    recipe = replace(SR_RECIPES["modern"], loss="feature", feature_filter="none")
+    torch.manual_seed(0)
+    network = LossNetwork("vgg16", ["relu2_2"])
+    grey, printed = torch.full((1, 3, 16, 16), 0.5), 0.5 + 0.1 * checkerboard
+    seen = SuperResolutionLoss(network, recipe)(printed, grey)["feature"]
+    recipe = replace(recipe, feature_filter="binomial")
+    hidden = SuperResolutionLoss(network, recipe)(printed, grey)["feature"]
+    assert hidden < seen / 20

@@ -1,5 +1,7 @@
 """The objective of super-resolution: pixels, features of a loss network, total variation."""
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from topcoat.train.losses.content import content_loss
@@ -48,10 +50,34 @@ class SuperResolutionLoss(nn.Module):
         if recipe.loss != "pixel":
             assert self.network is not None
             layer = recipe.feature_layer
-            target = self.network.target(original, layer)
-            parts["feature"] = content_loss(self.network(output)[layer], target, recipe.loss_scale)
+            seen, wanted = output, original
+            if recipe.feature_filter == "binomial":
+                seen, wanted = without_nyquist(output), without_nyquist(original)
+            target = self.network.target(wanted, layer)
+            parts["feature"] = content_loss(self.network(seen)[layer], target, recipe.loss_scale)
             total = total + recipe.feature_weight * parts["feature"]
         if recipe.tv_weight:
             parts["tv"] = batch_total_variation(output, recipe.tv_form, recipe.batch)
             total = total + recipe.tv_weight * parts["tv"]
         return {"total": total, **parts}
+
+
+def without_nyquist(frame: Tensor) -> Tensor:
+    """Take out the highest frequency: the binomial filter 1 2 1 along both axes, edges repeated.
+
+    VGG's first max pooling takes the largest of every 2×2 pixels. An alternation from pixel to
+    pixel, a checkerboard or fine stripes, raises that maximum at every place and so looks to the
+    features like texture: networks learn to print it. The filter is exactly zero there and passes
+    coarser detail, so nothing is gained by the grid and the pixel loss removes it.
+
+    Args:
+        frame: (B, C, H, W) floating point.
+
+    Returns:
+        (B, C, H, W) float32.
+    """
+    with torch.autocast(frame.device.type, enabled=False):
+        taps = torch.tensor([0.25, 0.5, 0.25], device=frame.device)
+        kernel = torch.outer(taps, taps).expand(frame.shape[1], 1, 3, 3)
+        padded = F.pad(frame.float(), (1, 1, 1, 1), mode="replicate")
+        return F.conv2d(padded, kernel, groups=frame.shape[1])

@@ -51,8 +51,13 @@ class SuperResolutionRecipe(Recipe):
         "l1", "pixel loss: mean absolute or mean squared difference"
     )
     pixel_weight: float = setting(1.0, "weight of the pixel loss")
-    feature_weight: float = setting(0.05, "weight of the feature loss")
+    feature_weight: float = setting(1.0, "weight of the feature loss")
     feature_layer: str = setting("relu2_2", "layer of the loss network whose features are compared")
+    feature_filter: Literal["none", "binomial"] = setting(
+        "none",
+        "binomial: compare features of pictures less their highest frequency, where max pooling "
+        "would reward a grid; none: as published",
+    )
     loss_network: Literal["vgg16", "vgg19"] = setting(
         "vgg16", "network whose features are compared"
     )
@@ -107,7 +112,13 @@ class SuperResolutionRecipe(Recipe):
         """Fields that this recipe's network or loss has no use for."""
         idle = super(SuperResolutionRecipe, self).idle_fields()  # slots: no bare super()
         if self.loss == "pixel":
-            idle |= {"feature_weight", "feature_layer", "loss_network", "loss_input"}
+            idle |= {
+                "feature_weight",
+                "feature_layer",
+                "feature_filter",
+                "loss_network",
+                "loss_input",
+            }
         if self.loss == "feature":
             idle |= {"pixel_form", "pixel_weight"}
         return idle if self.tv_weight else idle | {"tv_form"}
@@ -118,7 +129,7 @@ class SuperResolutionRecipe(Recipe):
 
 
 SR_RECIPES: dict[str, SuperResolutionRecipe] = {
-    "modern": SuperResolutionRecipe(name="modern"),
+    "modern": SuperResolutionRecipe(name="modern", feature_weight=0.3, feature_filter="binomial"),
     "johnson2016-sr": SuperResolutionRecipe(
         name="johnson2016-sr",
         network="johnson-sr",
@@ -126,7 +137,6 @@ SR_RECIPES: dict[str, SuperResolutionRecipe] = {
         blocks=4,
         loss="feature",
         pixel_form="l2",
-        feature_weight=1.0,
         loss_scale="absolute",
         tv_weight=1e-6,
         tv_form="paper",
