@@ -53,6 +53,7 @@ Capture = pytest.CaptureFixture[str]
 def _no_lpips(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same columns on every machine; tests/train/test_metrics.py looks at LPIPS."""
     monkeypatch.setitem(sys.modules, "lpips", None)
+    monkeypatch.setenv("COLUMNS", "100")
 
 
 @pytest.fixture(scope="module")
