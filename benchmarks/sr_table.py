@@ -81,6 +81,33 @@ def evaluate_sr(*options: object) -> None:
     subprocess.run([*command, "--force", "--quiet", "--no-lpips"], check=True)
 
 
+def grid_peaks(pictures: Path, period: int) -> float:
+    """How far a grid of a period stands out of the pictures' spectra.
+
+    The power of Y at that period along rows, columns and diagonals over the median of its
+    surroundings; the largest of the three, each the median over the pictures. About 1 to 3 where
+    there is no grid.
+    """
+    import numpy as np
+
+    from topcoat.train.metrics import luma
+    from topcoat.train.pictures import open_rgb, to_array
+
+    found = []
+    for path in sorted(pictures.rglob("*.png")):
+        y = luma(to_array(open_rgb(path)))
+        height, width = (side // 8 * 8 for side in y.shape)
+        window = np.outer(np.hanning(height), np.hanning(width))
+        power = np.abs(np.fft.fft2(y[:height, :width] * window)) ** 2
+        f = 1 / period
+        peaks = []
+        for down, across in ((f, f), (f, 0), (0, f)):
+            rolled = np.roll(power, (12 - round(height * down), 12 - round(width * across)), (0, 1))
+            peaks.append(rolled[11:14, 11:14].mean() / np.median(rolled[:25, :25]))
+        found.append(peaks)
+    return float(np.median(found, axis=0).max())
+
+
 def measure(folder: Path, protocol: str, scale: int, pictures: Path) -> dict[str, Any]:
     """Evaluate what is trained; the row's figures, and those after histogram matching."""
     from topcoat.train import load_checkpoint
@@ -91,7 +118,9 @@ def measure(folder: Path, protocol: str, scale: int, pictures: Path) -> dict[str
     common = (pictures, *models, "--scale", scale, "--blur", PROTOCOLS[protocol])
     stem = folder / f"set-x{scale}-{protocol}"
     plain, matched = stem.with_suffix(".json"), folder / f"{stem.name}-matched.json"
-    evaluate_sr(*common, "--json", plain, "--page", stem.with_suffix(".html"))
+    pictured = folder / f"{stem.name}-pictures"
+    page = stem.with_suffix(".html")
+    evaluate_sr(*common, "--json", plain, "--page", page, "--output", pictured)
     evaluate_sr(*common, "--json", matched, "--match-histogram")
     means, after = (json.loads(path.read_text())["mean"] for path in (plain, matched))
     rows: dict[str, Any] = {}
@@ -100,6 +129,8 @@ def measure(folder: Path, protocol: str, scale: int, pictures: Path) -> dict[str
             "psnr_y": round(mean["psnr_y"], 3),
             "ssim_y": round(mean["ssim_y"], 4),
             "over_bicubic": round(mean["psnr_y"] - means["bicubic"]["psnr_y"], 3),
+            "grid_of_2_pixels": round(grid_peaks(pictured / name, 2), 1),
+            f"grid_of_{scale}_pixels": round(grid_peaks(pictured / name, scale), 1),
         }
         if name in paths:
             trained = load_checkpoint(paths[name])

@@ -65,6 +65,25 @@ def _runner(module: str, environment: dict[str, str], folder: Path) -> Run:
     return run
 
 
+def answers_without_torch(module: str, option: str, environment: dict[str, str]) -> str:
+    """What a command prints for an option; fails if it imported torch for that."""
+    code = (
+        f"import sys; from {module} import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit: pass\n"
+        "print('torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, option],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.endswith("False\n")
+    return done.stdout
+
+
 TINY = (
     *("--width", "4", "--blocks", "1", "--crop", "32", "--batch", "2", "--style-size", "64"),
     *("--preview-every", "0", "--workers", "0", "--precision", "fp32"),

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,7 @@ from topcoat.train.pictures import open_rgb, sample_photographs
 from topcoat.train.recipes import SR_RECIPES
 from topcoat.train.super_resolution import SuperResolutionRun, train_super_resolution
 
-from .conftest import Run
+from .conftest import Run, answers_without_torch
 
 TINY = (
     *("--width", "4", "--patch", "32", "--batch", "2"),
@@ -261,21 +259,7 @@ def test_each_command_names_the_other_for_its_checkpoints(
 
 def test_help_and_lists_answer_without_loading_torch(environment: dict[str, str]) -> None:
     for option, expected in (("--help", "--feature-weight"), ("--list-recipes", "johnson2016-sr")):
-        code = (
-            "import sys; from topcoat.train.cli.train_sr import main\n"
-            "try: main(sys.argv[1:])\n"
-            "except SystemExit: pass\n"
-            "print('torch' in sys.modules)"
-        )
-        done = subprocess.run(
-            [sys.executable, "-c", code, option],
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        assert expected in done.stdout
-        assert done.stdout.endswith("False\n")
+        assert expected in answers_without_torch("topcoat.train.cli.train_sr", option, environment)
 
 
 def test_the_paper_s_recipe_holds_the_paper_s_numbers(train_sr: Run) -> None:

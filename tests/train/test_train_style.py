@@ -14,7 +14,7 @@ import torch
 from topcoat.train import load_checkpoint
 from topcoat.train.losses import LossNetwork
 
-from .conftest import Run
+from .conftest import Run, answers_without_torch
 
 
 def _weights_equal(first: Path, second: Path) -> bool:
@@ -300,21 +300,9 @@ def test_help_and_lists_answer_without_loading_torch(environment: dict[str, str]
         ("--list-recipes", "johnson2016"),
         ("--list-styles", "hatching"),
     ):
-        code = (
-            "import sys; from topcoat.train.cli.train_style import main\n"
-            "try: main(sys.argv[1:])\n"
-            "except SystemExit: pass\n"
-            "print('torch' in sys.modules)"
+        assert expected in answers_without_torch(
+            "topcoat.train.cli.train_style", option, environment
         )
-        done = subprocess.run(
-            [sys.executable, "-c", code, option],
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        assert expected in done.stdout
-        assert done.stdout.endswith("False\n")
 
 
 def test_the_resolved_recipe_is_shown_on_request(train_style: Run) -> None:
