@@ -307,8 +307,15 @@ def recipe_table(recipes: Mapping[str, Recipe]) -> str:
     return "\n".join(lines)
 
 
-def run(command: str, action: Callable[[], int]) -> int:
-    """Run a command's action; returns the exit code: 2 for what the user can mend."""
+def run(
+    command: str,
+    action: Callable[[], int],
+    interrupted: str = "checkpoints written so far are kept",
+) -> int:
+    """Run a command's action; returns the exit code: 2 for what the user can mend.
+
+    ``interrupted`` says what Ctrl-C leaves behind.
+    """
     try:
         return action()
     except DivergenceError as error:
@@ -318,7 +325,7 @@ def run(command: str, action: Callable[[], int]) -> int:
         print(f"{command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"{command}: interrupted; checkpoints written so far are kept", file=sys.stderr)
+        print(f"{command}: interrupted; {interrupted}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output went away, as `| head` does
         sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115 - stays open until exit

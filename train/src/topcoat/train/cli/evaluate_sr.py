@@ -133,15 +133,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     args = parser().parse_args(argv)
-    return _shared.run("evaluate-sr", lambda: _main(args))
-
-
-def _main(args: argparse.Namespace) -> int:
-    try:
-        return _evaluate(args)
-    except KeyboardInterrupt:  # there are no checkpoints to speak of, as there are in training
-        print("evaluate-sr: interrupted; no figures were written", file=sys.stderr)
-        return 130
+    return _shared.run("evaluate-sr", lambda: _evaluate(args), "no figures were written")
 
 
 def _evaluate(args: argparse.Namespace) -> int:
