@@ -160,7 +160,11 @@ def picture(folder: Path, scale: int) -> None:
 
     paths = {row: checkpoint(folder, row, "plain", scale) for row in ROWS}
     networks = {row: load_checkpoint(p).build_network() for row, p in paths.items() if p.exists()}
-    crops = {"chelsea.png": (150, 90), "coffee.png": (250, 130), "astronaut.png": (160, 60)}
+    crops = {
+        "chelsea.png": (150, 90),
+        "motorcycle_left.png": (390, 185),
+        "astronaut.png": (160, 60),
+    }
     side, zoom, gap, line = 96, 2, 6, 20
     columns = ["bicubic", *networks, "original"]
     cell = side * zoom + gap
