@@ -10,7 +10,7 @@ from topcoat.train.recipes import SR_RECIPES, SuperResolutionRecipe
 _EPILOG = """\
 examples:
   train-sr --scale 4 --content photos/
-      pixels and VGG features, a network that runs in a third of the paper's time;
+      pixels and VGG features, a network that runs in a seventh of the paper's time;
       writes residual-sr-x4-mix.pt
   train-sr --scale 4 --content photos/ --loss pixel -o soft.pt
       closest to the original pixel by pixel: highest PSNR, soft texture, needs no loss network
