@@ -245,6 +245,13 @@ def test_the_paper_s_total_variation_beside_a_pixel_loss_is_remarked_upon(
     assert "training on the six photographs" in done.stderr
 
 
+def test_a_bundle_cannot_be_resumed_and_is_called_a_bundle(train_sr: Run, tmp_path: Path) -> None:
+    (tmp_path / "x4.topcoat").mkdir()
+    done = train_sr("--resume", "x4.topcoat")
+    assert done.returncode == 2
+    assert "x4.topcoat is a folder, not a checkpoint; give a .pt file; a bundle is" in done.stderr
+
+
 def test_a_scale_that_no_network_has_is_answered_with_those_there_are(train_sr: Run) -> None:
     done = train_sr("--scale", "3")
     assert done.returncode == 2

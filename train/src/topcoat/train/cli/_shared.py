@@ -197,7 +197,7 @@ def check_output(args: argparse.Namespace, default: str) -> Path:
         OutputError: it is a folder, or would be replaced without ``--force``.
     """
     output: Path = args.output or args.resume or Path(default)
-    if output.is_dir():
+    if output.is_dir() and output != args.resume:  # of that one, what reads it says what is wrong
         raise OutputError(f"{output} is a folder; give the checkpoint's file name with --output")
     if output.exists() and output != args.resume and not args.force:
         raise OutputError(
