@@ -24,7 +24,7 @@ PROTOCOLS = {"plain": 0.0, "blur": 1.0}
 _PAPER = "--recipe johnson2016-sr --schedule cosine --precision auto"
 ROWS = {
     "SRCNN 9-5-5": "--recipe srcnn --steps 3000 --precision auto",
-    # Total variation of 1e-6 on 0-255 is as large as the pixel loss itself: it would blur.
+    # Total variation of 1e-6 on 0-255 is up to half of the pixel loss: it would blur.
     "paper's network, pixel": f"{_PAPER} --loss pixel --tv-weight 0 --steps 1000",
     "paper's network, feature": f"{_PAPER} --loss feature --steps 600",
     "modern, pixel": "--recipe modern --loss pixel --steps 4000",

@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -61,6 +61,34 @@ def _runner(module: str, environment: dict[str, str], folder: Path) -> Run:
             check=False,
             timeout=240,
         )
+
+    return run
+
+
+Refused = Callable[[Callable[[Sequence[str]], int], Sequence[str]], str]
+
+
+@pytest.fixture
+def refused(
+    loss_weights: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Refused:
+    """Run a command that is to refuse its arguments: its one line, exit code 2, nothing written.
+
+    In this process: a start of PyTorch for every mistake would take half a minute a command.
+    """
+
+    def run(main: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> str:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("TOPCOAT_VGG16_WEIGHTS", str(loss_weights))
+        monkeypatch.setenv("TOPCOAT_KEEP_MALLOC", "1")
+        assert main(arguments) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1, error
+        assert list(tmp_path.iterdir()) == []
+        return error
 
     return run
 

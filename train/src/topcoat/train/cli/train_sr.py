@@ -67,7 +67,7 @@ def _train(args: argparse.Namespace, resolved: SuperResolutionRecipe) -> int:
 
     if resolved.loss == "pixel" and resolved.tv_form == "paper" and resolved.tv_weight:
         note = (
-            f"note: total variation of {resolved.tv_weight:g} weighs about as much as a pixel loss "
+            f"note: beside a pixel loss, total variation of {resolved.tv_weight:g} is not small "
             "and blurs; --tv-weight 0 leaves it out"
         )
         settings.opening = f"{settings.opening}\n{note}".lstrip("\n")
