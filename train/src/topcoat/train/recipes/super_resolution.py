@@ -129,7 +129,7 @@ class SuperResolutionRecipe(Recipe):
 
 
 SR_RECIPES: dict[str, SuperResolutionRecipe] = {
-    "modern": SuperResolutionRecipe(name="modern", feature_weight=0.3, feature_filter="binomial"),
+    "modern": SuperResolutionRecipe(name="modern", feature_weight=0.1, feature_filter="binomial"),
     "johnson2016-sr": SuperResolutionRecipe(
         name="johnson2016-sr",
         network="johnson-sr",
