@@ -16,12 +16,7 @@ import torch
 
 from topcoat.train import TopcoatError
 from topcoat.train.frames import frame_tensor
-from topcoat.train.losses import (
-    PerceptualLoss,
-    find_loss_weights,
-    load_loss_network,
-    relative_style_weight,
-)
+from topcoat.train.losses import perceptual_network, relative_style_weight, style_target
 from topcoat.train.pictures import (
     open_rgb,
     resize_longer_side,
@@ -29,7 +24,7 @@ from topcoat.train.pictures import (
     sample_photographs,
 )
 from topcoat.train.recipes import STYLE_RECIPES
-from topcoat.train.style import load_style
+from topcoat.train.style_pictures import load_style
 from topcoat.train.styles import STYLES
 
 SIDE = 256
@@ -44,8 +39,7 @@ def main() -> int:
     args = parser.parse_args()
     recipe = STYLE_RECIPES["modern"]
     try:
-        weights = find_loss_weights(recipe.loss_network, args.loss_weights)
-        network = load_loss_network(recipe.loss_network, recipe.layers(), weights.path)
+        network, _ = perceptual_network(recipe, args.loss_weights)
         styles = [load_style(path) for path in [*args.pictures, *STYLES]]
     except TopcoatError as error:
         print(f"style_weights: {error}", file=sys.stderr)
@@ -58,7 +52,7 @@ def main() -> int:
     found = []
     for style in styles:
         scaled = frame_tensor(resize_longer_side(style.image, args.style_size))
-        grams = PerceptualLoss.style_targets(network, scaled, recipe)
+        grams = style_target(network, [(scaled, 1.0)], recipe).grams
         one = relative_style_weight(1.0, 1.0, grams, content)
         found.append(args.style_weight / one)
         print(f"| {style.name} | {found[-1]:.3g} | {5 * one:.3g} |")

@@ -11,7 +11,7 @@ from PIL import Image
 from topcoat.train import ContentError, PictureError
 from topcoat.train.data import Photographs, batches, find_pictures, fingerprint, require_usable
 from topcoat.train.pictures import open_rgb, resize_longer_side, to_array
-from topcoat.train.style import load_style
+from topcoat.train.style_pictures import load_style
 from topcoat.train.styles import STYLES, draw_style
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from topcoat.train.cli.train_sr import main as train_sr
 from topcoat.train.cli.train_style import main as train_style
-from topcoat.train.recipes import SR_RECIPES, STYLE_RECIPES, Recipe
+from topcoat.train.recipes import SR_RECIPES, STYLE_RECIPES, TrainingRecipe
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -36,18 +36,18 @@ def test_the_training_document_s_code_runs(tmp_path: Path) -> None:
 
 
 Main = Callable[[list[str]], int]
-COMMANDS: list[tuple[Main, Mapping[str, Recipe]]]
+COMMANDS: list[tuple[Main, Mapping[str, TrainingRecipe]]]
 COMMANDS = [(train_style, STYLE_RECIPES), (train_sr, SR_RECIPES)]
 
 
 @pytest.mark.parametrize(("main", "recipes"), COMMANDS, ids=["train-style", "train-sr"])
 def test_every_recipe_field_is_an_option_with_a_reason(
-    main: Main, recipes: Mapping[str, Recipe], capsys: pytest.CaptureFixture[str]
+    main: Main, recipes: Mapping[str, TrainingRecipe], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
     text = " ".join(capsys.readouterr().out.split())
-    for entry in dataclasses.fields(type(recipes["modern"])):  # type: ignore[arg-type]
+    for entry in dataclasses.fields(type(recipes["modern"])):
         if entry.name != "name":
             assert "--" + entry.name.replace("_", "-") in text
             assert " ".join(entry.metadata["reason"].split()[:4]) in text
@@ -63,7 +63,7 @@ def test_every_recipe_field_is_an_option_with_a_reason(
 )
 def test_the_recipe_table_marks_what_differs(
     main: Main,
-    recipes: Mapping[str, Recipe],
+    recipes: Mapping[str, TrainingRecipe],
     differing: set[str],
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -30,7 +30,7 @@ from topcoat.train._errors import CheckpointError, DivergenceError, OutputError,
 from topcoat.train.checkpoint import Checkpoint, save_checkpoint
 from topcoat.train.data import Photographs, batches
 from topcoat.train.networks import FrameNetwork
-from topcoat.train.recipes import Recipe
+from topcoat.train.recipes import TrainingRecipe
 
 MAX_ROLLBACKS = 3
 _SNAPSHOT_EVERY = 50
@@ -123,7 +123,7 @@ def train(
     task: Task,
     dataset: Photographs,
     settings: RunSettings,
-    recipe: Recipe,
+    recipe: TrainingRecipe,
     *,
     resume: Checkpoint | None = None,
 ) -> Outcome:
@@ -335,7 +335,7 @@ class _Run:
         self,
         task: Task,
         settings: RunSettings,
-        recipe: Recipe,
+        recipe: TrainingRecipe,
         resolved: dict[str, Any],
         network: FrameNetwork,
         optimizer: torch.optim.Optimizer,

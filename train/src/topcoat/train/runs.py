@@ -1,10 +1,12 @@
 """What every method needs to begin or resume a run: its photographs, recipe and checks."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from PIL import Image
 
 from topcoat.train._errors import (
@@ -15,11 +17,12 @@ from topcoat.train._errors import (
 )
 from topcoat.train.checkpoint import Checkpoint
 from topcoat.train.data import find_pictures, fingerprint
-from topcoat.train.losses import LossNetwork
+from topcoat.train.losses import LossNetwork, StyleTarget
 from topcoat.train.pictures import open_photograph, resize_shorter_side, sample_photographs
-from topcoat.train.recipes import Recipe
+from topcoat.train.recipes import PerceptualRecipe, TrainingRecipe
+from topcoat.train.style_pictures import StylePicture
 
-R = TypeVar("R", bound=Recipe)
+R = TypeVar("R", bound=TrainingRecipe)
 
 COMMANDS = {"style": "train-style", "super-resolution": "train-sr"}
 """Task of a checkpoint -> the command that made it and resumes it."""
@@ -40,7 +43,7 @@ def stored_recipe(resume: Checkpoint | None, asked: R, kind: str) -> R:
         raise CheckpointError(
             f"the checkpoint's recipe cannot be used ({error}); start again without --resume"
         ) from None
-    return replace(stored, steps=asked.steps)  # type: ignore[type-var] # a dataclass
+    return replace(stored, steps=asked.steps)
 
 
 def check_task(checkpoint: Checkpoint, kind: str) -> None:
@@ -107,6 +110,65 @@ def check_objective(resume: Checkpoint | None, loss_network: LossNetwork, path: 
             f"{path} holds other weights than the run began with, so its objective would change; "
             "pass the same file with --loss-weights"
         )
+
+
+def check_picture(resume: Checkpoint, picture: StylePicture | None) -> None:
+    """Check that a style or texture picture is the one that the run began with.
+
+    Raises:
+        CheckpointError: it is another.
+    """
+    if picture is not None and picture.sha256 != resume.style.get("sha256"):
+        kind = resume.task if resume.task in ("style", "texture") else "style"
+        raise CheckpointError(
+            f"the checkpoint was trained on another {kind} picture "
+            f"({resume.style.get('name')!r}) than {picture.name!r}; "
+            f"leave --{kind} away to go on, or --resume to start afresh"
+        )
+
+
+def describe_picture(resume: Checkpoint | None, picture: StylePicture | None) -> dict[str, Any]:
+    """What a checkpoint says of the picture that it was trained on."""
+    if picture is None:
+        assert resume is not None
+        return resume.style
+    return {
+        "name": re.sub(r"[^\w.-]+", "-", picture.name),
+        "sha256": picture.sha256,
+        "size": list(picture.image.size),
+    }
+
+
+def target_state(target: StyleTarget) -> dict[str, Any]:
+    """What a checkpoint keeps of the style, so that resuming does not need the picture."""
+    return {"style_grams": dict(target.grams), "style_histograms": dict(target.histograms)}
+
+
+def resumed_target(resume: Checkpoint | None, recipe: PerceptualRecipe) -> StyleTarget | None:
+    """Undo :func:`target_state`; None when not resuming.
+
+    Raises:
+        CheckpointError: the style's statistics are not in the checkpoint.
+    """
+    if resume is None:
+        return None
+    grams = recipe.style_layers if recipe.uses_style() else ()
+    histograms = recipe.histogram_layers if recipe.uses_histogram() else ()
+    if resume.state is None:  # a shipped checkpoint: the loop refuses it with the reason
+        return StyleTarget(
+            {layer: torch.zeros(1, 1) for layer in grams},
+            {layer: torch.zeros(1, 1) for layer in histograms},
+        )
+    stored = [resume.state.get(name) or {} for name in ("style_grams", "style_histograms")]
+    if any(
+        not isinstance(tensors, dict) or set(tensors) != set(layers)
+        for tensors, layers in zip(stored, (grams, histograms), strict=True)
+    ):
+        raise CheckpointError(
+            "the checkpoint lacks the statistics of its style picture; "
+            "resume an earlier copy, or start again without --resume"
+        )
+    return StyleTarget(stored[0], stored[1])
 
 
 def run_state(

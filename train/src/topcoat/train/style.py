@@ -1,77 +1,35 @@
 """Style training: what the shared loop needs to know about repainting photographs."""
 
-import hashlib
-import os
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from PIL import Image, ImageDraw
-from torch import Tensor
 
-from topcoat.train._errors import CheckpointError, PictureError, RecipeError
+from topcoat.train._errors import RecipeError
 from topcoat.train.checkpoint import Checkpoint
 from topcoat.train.data import Photographs, require_usable
 from topcoat.train.frames import frame_tensor, run_network
 from topcoat.train.loop import Outcome, RunSettings, Task, train
-from topcoat.train.losses import LossNetwork, PerceptualLoss, find_loss_weights, load_loss_network
+from topcoat.train.losses import PerceptualLoss, perceptual_network, style_target
 from topcoat.train.networks import FrameNetwork, build_network
-from topcoat.train.pictures import file_sha256, open_rgb, resize_longer_side
+from topcoat.train.pictures import resize_longer_side
 from topcoat.train.recipes import StyleRecipe
 from topcoat.train.runs import (
     check_objective,
+    check_picture,
     check_resume,
     content_pictures,
+    describe_picture,
     probe_pictures,
+    resumed_target,
     run_state,
     stored_recipe,
+    target_state,
 )
-from topcoat.train.styles import STYLES, draw_style
+from topcoat.train.style_pictures import StylePicture, load_style
 
-_MIN_STYLE_SIDE = 64
-_MAX_STYLE_ASPECT = 8
 _PREVIEW_SIDE = 256
-
-
-@dataclass(frozen=True)
-class StylePicture:
-    """A style picture, read and checked."""
-
-    name: str
-    image: Image.Image
-    sha256: str
-    """Of the file, or of the pixels for a built-in style."""
-
-
-def load_style(style: str | os.PathLike[str]) -> StylePicture:
-    """Read a style picture, or draw a built-in one.
-
-    A path wins over a built-in name: a file called ``mosaic`` in this folder is that file.
-
-    Raises:
-        PictureError: no such file or name, not a usable picture, too small or too long.
-    """
-    text = os.fspath(style)
-    path = Path(text)
-    if not path.exists() and text in STYLES:
-        image = draw_style(text)
-        return StylePicture(text, image, hashlib.sha256(image.tobytes()).hexdigest())
-    if not path.exists() and path.suffix == "" and path.parent == Path():
-        raise PictureError(
-            f"no picture at {text!r} and no built-in style of that name; "
-            f"give a file, or one of {', '.join(STYLES)}"
-        )
-    image = open_rgb(path)
-    short, long = sorted(image.size)
-    if short < _MIN_STYLE_SIDE or long > _MAX_STYLE_ASPECT * short:
-        raise PictureError(
-            f"style picture {path} is {image.width}x{image.height}; wanted: at least "
-            f"{_MIN_STYLE_SIDE} pixels on the short side and at most {_MAX_STYLE_ASPECT} times as "
-            "long as wide; crop or choose another"
-        )
-    return StylePicture(path.stem, image, file_sha256(path))
 
 
 @dataclass(kw_only=True)
@@ -102,68 +60,29 @@ def train_style(run: StyleRun) -> Outcome:
     require_usable(pictures, recipe.batch)
     if run.resume is not None:
         check_resume(run.resume, recipe.steps, pictures)
-        _check_style(run.resume, picture)
+        check_picture(run.resume, picture)
 
-    weights = find_loss_weights(recipe.loss_network, run.loss_weights)
-    loss_network = load_loss_network(
-        recipe.loss_network, recipe.layers(), weights.path, recipe.loss_convention()
-    )
-    check_objective(run.resume, loss_network, weights.path)
+    loss_network, weights = perceptual_network(recipe, run.loss_weights)
+    check_objective(run.resume, loss_network, weights)
     torch.manual_seed(recipe.seed)
     network = build_network(recipe.network, recipe.network_settings())
-    grams = _style_grams(run.resume, loss_network, picture, recipe)
-    objective = PerceptualLoss(loss_network, grams, recipe)
+    target = resumed_target(run.resume, recipe)
+    if target is None:
+        assert picture is not None
+        scaled = frame_tensor(resize_longer_side(picture.image, recipe.style_size))
+        target = style_target(loss_network, [(scaled, 1.0)], recipe)
+    objective = PerceptualLoss(loss_network, [target], recipe, batch=recipe.batch)
     task = Task(
         kind="style",
         network=network,
         loss=lambda net, frames: objective(net(frames), frames),
         modules=[objective],
         preview=_Preview(picture, pictures if run.content else None),
-        style=_describe(run.resume, picture),
-        state={**run_state(folder, pictures, loss_network), "style_grams": grams},
+        style=describe_picture(run.resume, picture),
+        state={**run_state(folder, pictures, loss_network), **target_state(target)},
     )
     dataset = Photographs(pictures, recipe.crop, recipe.fit, recipe.seed)
     return train(task, dataset, run.settings, recipe, resume=run.resume)
-
-
-def _check_style(resume: Checkpoint, picture: StylePicture | None) -> None:
-    if picture is not None and picture.sha256 != resume.style.get("sha256"):
-        raise CheckpointError(
-            f"the checkpoint was trained on another style picture "
-            f"({resume.style.get('name')!r}) than {picture.name!r}; "
-            "leave --style away to go on, or --resume to start afresh"
-        )
-
-
-def _style_grams(
-    resume: Checkpoint | None,
-    loss_network: LossNetwork,
-    picture: StylePicture | None,
-    recipe: StyleRecipe,
-) -> dict[str, Tensor]:
-    if resume is not None and resume.state is not None:
-        grams = resume.state.get("style_grams")
-        if not isinstance(grams, dict) or set(grams) != set(recipe.style_layers):
-            raise CheckpointError(
-                "the checkpoint lacks the style's Gram matrices; "
-                "resume an earlier copy, or start again with --style"
-            )
-        return grams
-    if picture is None:  # a shipped checkpoint: the loop refuses it with the reason
-        return {layer: torch.zeros(1, 1) for layer in recipe.style_layers}
-    scaled = resize_longer_side(picture.image, recipe.style_size)
-    return PerceptualLoss.style_targets(loss_network, frame_tensor(scaled), recipe)
-
-
-def _describe(resume: Checkpoint | None, picture: StylePicture | None) -> dict[str, Any]:
-    if picture is None:
-        assert resume is not None
-        return resume.style
-    return {
-        "name": re.sub(r"[^\w.-]+", "-", picture.name),
-        "sha256": picture.sha256,
-        "size": list(picture.image.size),
-    }
 
 
 class _Preview:

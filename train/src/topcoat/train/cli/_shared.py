@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
 
 from topcoat.train._errors import DivergenceError, OutputError, RecipeError, TopcoatError
-from topcoat.train.recipes import Recipe, difference, recipe
+from topcoat.train.recipes import Recipe, TrainingRecipe, difference, recipe
 
 if TYPE_CHECKING:
     from topcoat.train.checkpoint import Checkpoint
     from topcoat.train.loop import Outcome, RunSettings
 
 R = TypeVar("R", bound=Recipe)
+T = TypeVar("T", bound=TrainingRecipe)
 
 TRYING_OUT = (
     "no --content: training on the six photographs of scikit-image, which is enough to try "
@@ -110,30 +111,50 @@ def add_look_options(look: argparse._ArgumentGroup) -> None:
 
 
 def add_recipe_fields(top: argparse.ArgumentParser, base: Recipe) -> None:
-    """Add an option for every field of a recipe, with its reason and ``base``'s value as help."""
-    group = top.add_argument_group(
-        "recipe fields",
-        f"override single settings of the recipe ({base.name}'s are shown; --list-recipes: all)",
-    )
+    """Add an option for every field of a recipe, with its reason and ``base``'s value as help.
+
+    In groups by the class that adds the field, the recipe's own first.
+    """
     hints = get_type_hints(type(base))
-    for entry in _fields(type(base)):
-        hint, reason = hints[entry.name], entry.metadata["reason"]
-        default = getattr(base, entry.name)
-        shown = ",".join(default) if isinstance(default, tuple) else default
-        kwargs: dict[str, Any] = {"help": f"{reason} ({base.name}: {shown})".replace("%", "%%")}
-        if isinstance(default, tuple):
-            kwargs |= {
-                "type": lambda text: tuple(filter(None, text.split(","))),
-                "metavar": "A,B,…",
+    fields = _fields(type(base))
+    about = f"override single settings of the recipe ({base.name}'s are shown; --list-recipes: all)"
+    for owner in type(base).__mro__:
+        own = [entry for entry in fields if _owner(type(base), entry.name) is owner]
+        if not own:
+            continue
+        group = top.add_argument_group(f"recipe: {vars(owner)['title']}", about)
+        for entry in own:
+            hint, reason = hints[entry.name], entry.metadata["reason"]
+            default = getattr(base, entry.name)
+            shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
+            kwargs: dict[str, Any] = {
+                "help": f"{reason} ({base.name}: {shown})".replace("%", "%%").replace(
+                    ": )", ": none)"
+                )
             }
-        elif get_args(hint):
-            kwargs |= {"type": type(default), "choices": get_args(hint)}
-        else:
-            kwargs |= {
-                "type": type(default),
-                "metavar": {int: "N", float: "X", str: "NAME"}[type(default)],
-            }
-        group.add_argument(_option(entry.name), **kwargs)
+            if isinstance(default, tuple):
+                kwargs |= {"type": _list_of(get_args(hint)[0]), "metavar": "A,B,…"}
+            elif get_args(hint):
+                kwargs |= {"type": type(default), "choices": get_args(hint)}
+            else:
+                kwargs |= {
+                    "type": type(default),
+                    "metavar": {int: "N", float: "X", str: "NAME"}[type(default)],
+                }
+            group.add_argument(_option(entry.name), **kwargs)
+
+
+def _owner(cls: type, field: str) -> type:
+    """The class that first brought a field, of those that a recipe is built from."""
+    return [base for base in cls.__mro__ if field in vars(base).get("__annotations__", {})][-1]
+
+
+def _list_of(kind: type) -> Callable[[str], tuple[Any, ...]]:
+    def values(text: str) -> tuple[Any, ...]:
+        return tuple(kind(part) for part in text.split(",") if part)
+
+    values.__name__ = "numbers" if kind is float else "names"  # argparse says "invalid … value"
+    return values
 
 
 def resolve(args: argparse.Namespace, among: Mapping[str, R]) -> R:
@@ -154,21 +175,55 @@ def resolve(args: argparse.Namespace, among: Mapping[str, R]) -> R:
                 f"{', '.join(came)} cannot change when resuming: the checkpoint's recipe goes on; "
                 "only --steps may"
             )
-        return dataclasses.replace(base, **overrides)  # type: ignore[type-var] # a dataclass
+        return dataclasses.replace(base, **overrides)
     chosen = recipe(args.recipe or "modern", among)
-    resolved = dataclasses.replace(chosen, **overrides)  # type: ignore[type-var]
+    resolved = dataclasses.replace(chosen, **overrides)
     if idle := sorted(resolved.idle_fields() & set(overrides)):
         options = ", ".join(map(_option, idle))
-        users = [
-            network
-            for network, fields in resolved.network_fields.items()
-            if set(idle) <= set(fields)
-        ]
+        users = resolved.owners(idle)
         who = f"; it belongs to {' and '.join(users)}" if users else ""
         raise RecipeError(
             f"{options} would change nothing here, see --show-recipe{who}: leave it out"
         )
     return resolved
+
+
+def training_command(
+    command: str,
+    parser: argparse.ArgumentParser,
+    recipes: Mapping[str, T],
+    train: Callable[[argparse.Namespace, T], int],
+    argv: Sequence[str] | None,
+) -> int:
+    """What the ``main`` of every training command does; returns the exit code.
+
+    Args:
+        command: its name.
+        parser: with the options of this module, ``--list-styles`` being optional.
+        recipes: that ``--recipe`` can name.
+        train: what is left to do with the resolved recipe.
+        argv: the command line; None: the process's.
+    """
+    args = parser.parse_args(argv)
+
+    def action() -> int:
+        if args.list_recipes:
+            print(recipe_table(recipes))
+            return 0
+        if getattr(args, "list_styles", False):
+            # One line each, without drawing them.
+            from topcoat.train.styles import STYLES
+
+            print("\n".join(f"{name:10} {text}" for name, (_, text) in STYLES.items()))
+            return 0
+        resolved = resolve(args, recipes)
+        if args.show_recipe:
+            print(json.dumps(resolved.to_dict(), indent=2))
+            return 0
+        check_run_options(args)
+        return train(args, resolved)
+
+    return run(command, action)
 
 
 def check_run_options(args: argparse.Namespace) -> None:
@@ -208,8 +263,8 @@ def check_output(args: argparse.Namespace, default: str) -> Path:
 
 
 def begin(
-    args: argparse.Namespace, resolved: R, output: Path
-) -> "tuple[Checkpoint | None, R, RunSettings]":
+    args: argparse.Namespace, resolved: T, output: Path
+) -> "tuple[Checkpoint | None, T, RunSettings]":
     """Import torch, read what is resumed, make sure that the result can be written.
 
     Returns:
@@ -234,7 +289,7 @@ def begin(
     check_writable(output)
     if checkpoint is not None and args.steps is None:
         steps = int(checkpoint.recipe.get("steps", resolved.steps))
-        resolved = dataclasses.replace(resolved, steps=steps)  # type: ignore[type-var]
+        resolved = dataclasses.replace(resolved, steps=steps)
     settings = RunSettings(
         output=output,
         checkpoint_every=args.checkpoint_every,
@@ -293,16 +348,18 @@ def recipe_table(recipes: Mapping[str, Recipe]) -> str:
     rows = {name: values.to_dict() for name, values in recipes.items()}
     first = recipes[names[0]]
     differing = {field for name in names[1:] for field in difference(first, recipes[name])}
-    lines = [f"  {'':16}" + "".join(f"{name:32}" for name in names).rstrip()]
+    wide = max(map(len, rows[names[0]])) + 1
+    lines = [f"  {'':{wide}}" + "".join(f"{name:32}" for name in names).rstrip()]
     for field in rows[names[0]]:
         if field == "name":
             continue
         cells = []
         for name in names:
             value = "-" if field in recipes[name].idle_fields() else rows[name][field]
-            cells.append(f"{','.join(value) if isinstance(value, list) else value!s:32}")
+            shown = ",".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
+            cells.append(f"{shown:32}")
         mark = "*" if field in differing else " "
-        lines.append(f"{mark} {field:16}" + "".join(f"{c:32}" for c in cells).rstrip())
+        lines.append(f"{mark} {field:{wide}}" + "".join(f"{c:32}" for c in cells).rstrip())
     lines.append(f"* differs; any field can be overridden, {_option('batch')} 2 for example")
     return "\n".join(lines)
 
@@ -345,7 +402,7 @@ def leave(code: int) -> None:
 
 def _fields(cls: type[Recipe]) -> "list[dataclasses.Field[Any]]":
     """All but the name, which ``--recipe`` decides."""
-    return [entry for entry in dataclasses.fields(cls) if entry.name != "name"]  # type: ignore[arg-type]
+    return [entry for entry in dataclasses.fields(cls) if entry.name != "name"]
 
 
 def _option(field: str) -> str:

@@ -1,7 +1,6 @@
 """``train-sr``: a scale factor and photographs in, a checkpoint out."""
 
 import argparse
-import json
 from collections.abc import Sequence
 
 from topcoat.train.cli import _shared
@@ -44,23 +43,10 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
-    args = parser().parse_args(argv)
-    return _shared.run("train-sr", lambda: _main(args))
-
-
-def _main(args: argparse.Namespace) -> int:
-    if args.list_recipes:
-        print(_shared.recipe_table(SR_RECIPES))
-        return 0
-    resolved = _shared.resolve(args, SR_RECIPES)
-    if args.show_recipe:
-        print(json.dumps(resolved.to_dict(), indent=2))
-        return 0
-    return _train(args, resolved)
+    return _shared.training_command("train-sr", parser(), SR_RECIPES, _train, argv)
 
 
 def _train(args: argparse.Namespace, resolved: SuperResolutionRecipe) -> int:
-    _shared.check_run_options(args)
     name = f"{resolved.network}-x{resolved.scale}-{resolved.loss}.pt"
     output = _shared.check_output(args, name)
     checkpoint, resolved, settings = _shared.begin(args, resolved, output)

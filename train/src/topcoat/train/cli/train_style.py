@@ -1,7 +1,6 @@
 """``train-style``: a style picture and photographs in, a checkpoint out."""
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -49,31 +48,12 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
-    args = parser().parse_args(argv)
-    return _shared.run("train-style", lambda: _main(args))
-
-
-def _main(args: argparse.Namespace) -> int:
-    if args.list_recipes:
-        print(_shared.recipe_table(STYLE_RECIPES))
-        return 0
-    if args.list_styles:
-        # One line each, without drawing them.
-        from topcoat.train.styles import STYLES
-
-        print("\n".join(f"{name:10} {text}" for name, (_, text) in STYLES.items()))
-        return 0
-    resolved = _shared.resolve(args, STYLE_RECIPES)
-    if args.show_recipe:
-        print(json.dumps(resolved.to_dict(), indent=2))
-        return 0
-    return _train(args, resolved)
+    return _shared.training_command("train-style", parser(), STYLE_RECIPES, _train, argv)
 
 
 def _train(args: argparse.Namespace, resolved: StyleRecipe) -> int:
     if args.style is None and args.resume is None:
         raise RecipeError("no style given; pass --style PICTURE or a name from --list-styles")
-    _shared.check_run_options(args)
     output = _shared.check_output(args, Path(args.style or "").stem + ".pt")
     checkpoint, resolved, settings = _shared.begin(args, resolved, output)
 

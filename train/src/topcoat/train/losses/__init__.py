@@ -6,23 +6,32 @@ from topcoat.train.losses.features import (
     LossNetwork,
     find_loss_weights,
     load_loss_network,
+    perceptual_network,
 )
-from topcoat.train.losses.gram import gram_matrix, style_loss
-from topcoat.train.losses.perceptual import PerceptualLoss
+from topcoat.train.losses.gram import GRAM_FORMS, gram_matrix, style_loss
+from topcoat.train.losses.histogram import histogram_loss, match_histogram, sorted_values
+from topcoat.train.losses.perceptual import PerceptualLoss, StyleTarget, style_target
 from topcoat.train.losses.pixel import pixel_loss
 from topcoat.train.losses.super_resolution import SuperResolutionLoss
 from topcoat.train.losses.total_variation import total_variation
 
 __all__ = [
+    "GRAM_FORMS",
     "LossNetwork",
     "PerceptualLoss",
+    "StyleTarget",
     "SuperResolutionLoss",
     "content_loss",
     "find_loss_weights",
     "gram_matrix",
+    "histogram_loss",
     "load_loss_network",
+    "match_histogram",
+    "perceptual_network",
     "pixel_loss",
     "relative_style_weight",
+    "sorted_values",
     "style_loss",
+    "style_target",
     "total_variation",
 ]

@@ -7,6 +7,7 @@ its weight files load, and a test compares the two where torchvision is installe
 """
 
 import hashlib
+import itertools
 import os
 import pickle
 import sys
@@ -19,8 +20,10 @@ from urllib.error import URLError
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from topcoat.train._errors import LossWeightsError, RecipeError
+from topcoat.train.recipes import PerceptualRecipe
 
 _BLOCKS = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
 _CHANNELS = (64, 128, 256, 512, 512)
@@ -80,6 +83,11 @@ class LossNetwork(nn.Module):
         layers: names such as ``relu3_3``, in any order.
         network_input: how the weights want their input: ``oxford`` (RGB, mean subtracted, 0-255)
             or ``imagenet`` (torchvision's own training).
+        pooling: between the blocks, ``max`` as trained, or ``average``, which Gatys et al. found
+            to give smoother pictures.
+
+    ``checkpointing`` may be set: activations of a block are then computed again in the backward
+    pass instead of kept, which takes a third more time and saves most of the memory.
 
     Source: Simonyan, Zisserman 2014 (arXiv:1409.1556), configurations D and E.
     """
@@ -92,9 +100,11 @@ class LossNetwork(nn.Module):
         network: str,
         layers: Iterable[str],
         network_input: Literal["oxford", "imagenet"] = "oxford",
+        pooling: Literal["max", "average"] = "max",
     ) -> None:
         super().__init__()
         self.network = network
+        self.checkpointing = False
         self.taps = {layer_index(network, layer): layer for layer in layers}
         if not self.taps:
             raise RecipeError("a loss network needs at least one layer; name one such as relu3_3")
@@ -105,9 +115,11 @@ class LossNetwork(nn.Module):
         inputs = 3
         for channels, depth in zip(_CHANNELS, _BLOCKS[network], strict=True):
             for _ in range(depth):
-                modules += [nn.Conv2d(inputs, channels, 3, padding=1), nn.ReLU()]
+                # In place: nothing needs what the convolution gave, and at 2048² it is a gigabyte.
+                modules += [nn.Conv2d(inputs, channels, 3, padding=1), nn.ReLU(inplace=True)]
                 inputs = channels
-            modules.append(nn.MaxPool2d(2))
+            modules.append(nn.MaxPool2d(2) if pooling == "max" else nn.AvgPool2d(2))
+        self._pooling = nn.MaxPool2d if pooling == "max" else nn.AvgPool2d
         self.features = nn.Sequential(*modules[: max(self.taps) + 1])
         self.requires_grad_(False)
         self.eval()
@@ -125,13 +137,29 @@ class LossNetwork(nn.Module):
         With ``until``, stops at that layer and returns it alone.
         """
         last = len(self.features) - 1 if until is None else layer_index(self.network, until)
+        wanted = {i: n for i, n in self.taps.items() if until in (None, n)}
         x = (frame - self.mean) / self.std
-        found = {}
-        for index, module in enumerate(list(self.features)[: last + 1]):
-            x = module(x)
-            if index in self.taps and until in (None, self.taps[index]):
-                found[self.taps[index]] = x
+        found: dict[str, Tensor] = {}
+        if not self.checkpointing or not x.requires_grad:
+            for index in range(last + 1):
+                x = self.features[index](x)
+                if index in wanted:
+                    found[wanted[index]] = x
+            return found
+        pools = [i for i in range(1, last + 1) if isinstance(self.features[i], self._pooling)]
+        starts = [0, *pools, last + 1]
+        for first, end in itertools.pairwise(starts):
+            x, taps = checkpoint(self._block, x, first, end, use_reentrant=False)
+            found |= {wanted[index]: tap for index, tap in taps.items() if index in wanted}
         return found
+
+    def _block(self, x: Tensor, first: int, end: int) -> tuple[Tensor, dict[int, Tensor]]:
+        taps = {}
+        for index in range(first, end):
+            x = self.features[index](x)
+            if index in self.taps:
+                taps[index] = x
+        return x, taps
 
     def target(self, frame: Tensor, layer: str) -> Tensor:
         """(B, 3, H, W) RGB in [0, 1] -> (B, C, H', W'): features to compare with, no gradient."""
@@ -198,6 +226,7 @@ def load_loss_network(
     weights: str | os.PathLike[str],
     network_input: Literal["oxford", "imagenet"] = "oxford",
     recipe_fields: str = "--style-layers or --content-layer",
+    pooling: Literal["max", "average"] = "max",
 ) -> LossNetwork:
     """Build the loss network and fill it from a weight file that may end early.
 
@@ -207,12 +236,13 @@ def load_loss_network(
         weights: a .pth state dict with torchvision's names (``features.0.weight``, …).
         network_input: see :class:`LossNetwork`.
         recipe_fields: which settings choose the layers; named in the error.
+        pooling: see :class:`LossNetwork`.
 
     Raises:
         LossWeightsError: not a weight file, layers missing or misshapen, or the original Oxford
             weights combined with another input convention.
     """
-    built = LossNetwork(network, layers, network_input)
+    built = LossNetwork(network, layers, network_input, pooling)
     path = Path(weights)
     state = _read_state(path)
     wanted = built.state_dict()
@@ -259,6 +289,81 @@ def load_loss_network(
     if not all(torch.isfinite(value).all() for value in built.state_dict().values()):
         raise LossWeightsError(f"{path} holds NaN or infinity in the layers needed; get it again")
     return built
+
+
+def perceptual_network(
+    recipe: PerceptualRecipe,
+    given: str | os.PathLike[str] | None = None,
+    recipe_fields: str = "--style-layers or --content-layer",
+) -> tuple[LossNetwork, Path]:
+    """The loss network that a recipe's objective reads, found, filled and prepared.
+
+    Args:
+        recipe: its network, layers, pooling and scaling of activations.
+        given: the weight file, see :func:`find_loss_weights`.
+        recipe_fields: as :func:`load_loss_network`.
+
+    Returns:
+        The network, and the file that its weights came from.
+
+    Raises:
+        LossWeightsError: as :func:`find_loss_weights` and :func:`load_loss_network`.
+        RecipeError: a layer that the network does not have; the message lists those it has.
+    """
+    for layer in recipe.layers():
+        layer_index(recipe.loss_network, layer)  # before anything is downloaded for it
+    found = find_loss_weights(recipe.loss_network, given)
+    network = load_loss_network(
+        recipe.loss_network,
+        recipe.layers(),
+        found.path,
+        recipe.loss_convention(),
+        recipe_fields,
+        recipe.loss_pooling,
+    )
+    if recipe.loss_activations == "unit-mean":
+        from topcoat.train.frames import frame_tensor
+        from topcoat.train.pictures import open_rgb, resize_shorter_side, sample_photographs
+
+        photographs = (
+            frame_tensor(resize_shorter_side(open_rgb(path), 256)) for path in sample_photographs()
+        )
+        scale_to_unit_mean(network, photographs)
+    return network, found.path
+
+
+def scale_to_unit_mean(network: LossNetwork, pictures: Iterable[Tensor]) -> None:
+    """Scale every filter so that its mean activation over pictures and positions is 1, in place.
+
+    ReLU and pooling pass positive factors, so what a filter gains the next layer's weights lose,
+    and what the network computes stays the same but for the scale of each channel. Filters that
+    stay silent on the pictures are left as they are.
+
+    Args:
+        network: changed in place.
+        pictures: (1, 3, H, W) RGB in [0, 1], of any sizes.
+
+    Source: Gatys, Ecker, Bethge 2016 (CVPR), §2.
+    """
+    convs = {i: conv for i, conv in enumerate(network.features) if isinstance(conv, nn.Conv2d)}
+    sums = {index: torch.zeros(conv.out_channels) for index, conv in convs.items()}
+    pixels = dict.fromkeys(convs, 0)
+    with torch.no_grad():
+        for picture in pictures:
+            x = (picture - network.mean) / network.std
+            for index, module in enumerate(network.features):
+                x = module(x)
+                if index - 1 in sums:  # behind the ReLU
+                    sums[index - 1] += x.sum((0, 2, 3)).cpu()
+                    pixels[index - 1] += x.numel() // x.shape[1]
+        before = torch.ones(3)
+        for index, conv in convs.items():
+            assert conv.bias is not None
+            mean = sums[index] / max(1, pixels[index])
+            mean = torch.where(mean > 0, mean, torch.ones_like(mean))
+            conv.weight.mul_(before[None, :, None, None] / mean[:, None, None, None])
+            conv.bias.div_(mean)
+            before = mean
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:

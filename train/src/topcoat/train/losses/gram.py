@@ -1,6 +1,6 @@
 """Gram matrices and the style loss on them."""
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,27 +60,61 @@ class _Gram(torch.autograd.Function):
         return torch.bmm(pixels, both_factors).reshape(b, h, w, c).permute(0, 3, 1, 2)
 
 
-def style_loss(gram: Tensor, target: Tensor, scale: Literal["relative", "absolute"]) -> Tensor:
+GRAM_FORMS: dict[str, str] = {
+    "relative": "Σ(G-A)² / ΣA²: the share of the style's energy that the output gets wrong",
+    "johnson2016": "G = FFᵀ/(CHW), summed over entries: eq. 4 of Johnson et al. 2016",
+    "johnson2016-code": "G = FFᵀ/(CHW), mean over entries: their code, neural-style, texture_nets",
+    "gatys2015": "G = FFᵀ, Σ(G-A)² / (4N²M²): eq. 4 of Gatys et al. 2015",
+    "gatys-notebook": "G = FFᵀ/(HW), mean over entries: Gatys's PyTorch notebook, Dumoulin 2017",
+    "unnormalised": "G = FFᵀ, mean over entries: code of Risser et al. 2017",
+}
+"""Every normalisation of the Gram loss that the literature uses, by source. N or C: channels, M or
+HW: positions. Other sources' weights carry over when the form does."""
+
+
+def style_loss(
+    gram: Tensor,
+    target: Tensor,
+    form: str,
+    positions: int | None = None,
+) -> Tensor:
     """Distance between the Gram matrices of a batch and that of a style picture.
 
     Args:
-        gram: (B, C, C).
-        target: (C, C) or (1, C, C).
-        scale: ``absolute``: mean of the squared differences over the C*C entries, what the
-            published weights refer to. ``relative``: sum of the squared differences over the sum
-            of the target's squares, so 0 is the style itself and 1 is a black picture's worth of
-            difference whatever the style: one weight then serves a starry night and a flat poster.
+        gram: (B, C, C), from :func:`gram_matrix`.
+        target: (C, C) or (1, C, C), likewise: divided by its own picture's number of positions, so
+            that pictures of two sizes compare.
+        form: a key of :data:`GRAM_FORMS`; ``absolute`` is ``johnson2016-code``. ``relative`` is 0
+            for the style itself and 1 for a black picture's worth of difference whatever the
+            style: one weight then serves a starry night and a flat poster.
+        positions: H*W of the features, which ``unnormalised`` needs; the target then counts as if
+            its picture had as many.
 
     Returns:
         scalar, mean over the batch.
 
-    Source: eq. 4 of the paper sums over entries; its code averages (a factor of C*C).
+    Raises:
+        ValueError: no such form, or ``unnormalised`` without ``positions``.
 
     >>> style_loss(torch.zeros(3, 2, 2), torch.ones(2, 2), "relative").item()
     1.0
+    >>> style_loss(torch.zeros(1, 2, 2), torch.ones(2, 2), "gatys2015").item()
+    1.0
     """
     target = target.reshape(1, *target.shape[-2:])
-    squares = (gram - target).square()
-    if scale == "absolute":
-        return squares.mean()
-    return squares.sum((1, 2)).mean() / target.square().sum()
+    squares = (gram - target).square().sum((1, 2)).mean()
+    channels = gram.shape[-1]
+    # With G = FFᵀ/(CHW) in hand every form is a factor: (4N²M²)⁻¹Σ(NM·ΔG)² is a quarter of ΣΔG².
+    if form == "relative":
+        return squares / target.square().sum()
+    if form in ("absolute", "johnson2016-code"):
+        return squares / channels**2
+    if form in ("johnson2016", "gatys-notebook"):
+        return squares
+    if form == "gatys2015":
+        return squares / 4
+    if form == "unnormalised":
+        if positions is None:
+            raise ValueError("the unnormalised form needs the number of positions, H*W")
+        return squares * positions**2
+    raise ValueError(f"no Gram form {form!r}; choose among {', '.join(GRAM_FORMS)}")

@@ -1,15 +1,81 @@
-"""The objective of style training: content + style + total variation, from one loss network."""
+"""The objective of optimisation, style training and texture training, from one loss network."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from topcoat.train.losses.content import content_loss
 from topcoat.train.losses.features import LossNetwork
 from topcoat.train.losses.gram import gram_matrix, style_loss
+from topcoat.train.losses.histogram import histogram_loss, sorted_values
 from topcoat.train.losses.total_variation import batch_total_variation
-from topcoat.train.recipes import StyleRecipe
+from topcoat.train.recipes import PerceptualRecipe
+
+
+@dataclass(frozen=True, eq=False)
+class StyleTarget:
+    """What the objective knows of a style: statistics, not the picture."""
+
+    grams: Mapping[str, Tensor] = field(default_factory=dict)
+    """{layer: (C, C)}."""
+    histograms: Mapping[str, Tensor] = field(default_factory=dict)
+    """{layer: (C, K)}, ascending."""
+    weight: float = 1.0
+    """Multiplies the losses of this style, beside those of other regions."""
+    mask: Tensor | None = None
+    """(1, 1, H, W) in [0, 1], of the output's size: where the style is to go; None: everywhere."""
+
+
+def style_target(
+    network: LossNetwork,
+    styles: Sequence[tuple[Tensor, float]],
+    recipe: PerceptualRecipe,
+    masks: Sequence[Tensor | None] | None = None,
+) -> StyleTarget:
+    """Statistics of one style picture, or the weighted mean of several.
+
+    With weights w_i that sum to 1, Σ w_i‖G - A_i‖² = ‖G - Σ w_i A_i‖² + const, and the same holds
+    for histograms matched by rank: one mean target has the gradient of all the styles together.
+
+    Args:
+        network: the loss network, holding the recipe's layers.
+        styles: pictures (1, 3, H, W) RGB in [0, 1], with weights; the weights are made to sum to 1.
+        recipe: names the layers and says what counts.
+        masks: per picture (1, 1, H, W) in [0, 1]: the part of it that is the style; None: all.
+
+    Returns:
+        Gram matrices and histograms at the recipe's layers, float32.
+
+    Raises:
+        ValueError: no style, or no positive weight.
+    """
+    whole = sum(weight for _, weight in styles)
+    if not whole > 0:
+        raise ValueError("give at least one style with a positive weight")
+    grams: dict[str, Tensor] = {}
+    histograms: dict[str, Tensor] = {}
+    for number, (picture, weight) in enumerate(styles):
+        mask = masks[number] if masks is not None else None
+        share = weight / whole
+        with torch.no_grad():
+            features = network(picture)
+        for layer in recipe.style_layers if recipe.uses_style() else ():
+            gram = share * _masked_gram(features[layer], mask)[0]
+            grams[layer] = grams[layer] + gram if layer in grams else gram
+        for layer in recipe.histogram_layers if recipe.uses_histogram() else ():
+            values = share * _masked_values(features[layer], mask)
+            known = histograms.get(layer)
+            if known is not None and known.shape != values.shape:
+                count = max(known.shape[1], values.shape[1])
+                known, values = (
+                    F.interpolate(v[None], size=count, mode="linear", align_corners=True)[0]
+                    for v in (known, values)
+                )
+            histograms[layer] = values if known is None else known + values
+    return StyleTarget(grams, histograms)
 
 
 class PerceptualLoss(nn.Module):
@@ -17,66 +83,154 @@ class PerceptualLoss(nn.Module):
 
     Args:
         network: the loss network, holding the recipe's layers.
-        style_grams: {layer: (C, C)}, from :meth:`style_targets`.
+        targets: from :func:`style_target`; several if regions of the output have their own.
         recipe: the weights and conventions.
+        batch: pictures per step over all processes; see :func:`batch_total_variation`.
+        seed: of the ties and samples of the histogram loss: with it, the objective is the same
+            function at every call, as line searches want; None: drawn anew from torch's generator.
 
-    Source: Johnson, Alahi, Fei-Fei 2016 (arXiv:1603.08155), eq. 5.
+    Source: Johnson, Alahi, Fei-Fei 2016 (arXiv:1603.08155), eq. 5; Gatys, Ecker, Bethge 2015
+    (arXiv:1508.06576), eq. 7; regions: Gatys et al. 2017 (arXiv:1611.07865), eq. 5.
     """
 
     def __init__(
-        self, network: LossNetwork, style_grams: Mapping[str, Tensor], recipe: StyleRecipe
+        self,
+        network: LossNetwork,
+        targets: Sequence[StyleTarget],
+        recipe: PerceptualRecipe,
+        *,
+        batch: int = 1,
+        seed: int | None = None,
     ) -> None:
         super().__init__()
         self.network = network
         self.recipe = recipe
-        for layer in recipe.style_layers:
-            self.register_buffer(f"gram_{layer}", style_grams[layer], persistent=False)
+        self.batch, self.seed = batch, seed
+        self.weights = [target.weight for target in targets]
+        self.masked = [target.mask is not None for target in targets]
+        # Buffers, so that they move to the device with the module.
+        for number, target in enumerate(targets):
+            tensors = {
+                **{f"gram_{layer}": gram for layer, gram in target.grams.items()},
+                **{f"histogram_{layer}": values for layer, values in target.histograms.items()},
+                **({} if target.mask is None else {"mask": target.mask}),
+            }
+            for name, tensor in tensors.items():
+                self.register_buffer(f"target{number}_{name}", tensor, persistent=False)
 
-    @staticmethod
-    def style_targets(
-        network: LossNetwork, style: Tensor, recipe: StyleRecipe
+    def content_target(self, photograph: Tensor) -> Tensor | None:
+        """(B, 3, H, W) in [0, 1] -> its features at the content layer, if content counts."""
+        if not self.recipe.content_weight:
+            return None
+        return self.network.target(photograph, self.recipe.content_layer)
+
+    def forward(
+        self,
+        output: Tensor,
+        photograph: Tensor | None = None,
+        *,
+        content: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Gram matrices of the style picture.
-
-        Args:
-            network: the loss network.
-            style: (1, 3, H, W) RGB in [0, 1].
-            recipe: names the layers.
-
-        Returns:
-            {layer: (C, C)} float32.
-        """
-        with torch.no_grad():
-            features = network(style)
-            return {layer: gram_matrix(features[layer])[0] for layer in recipe.style_layers}
-
-    def forward(self, output: Tensor, photograph: Tensor) -> dict[str, Tensor]:
         """Score a batch.
 
         Args:
-            output: (B, 3, H, W), the transform network's, nominally in [0, 1].
-            photograph: (B, 3, H, W) RGB in [0, 1], what it was made from.
+            output: (B, 3, H, W), nominally in [0, 1].
+            photograph: (B, 3, H, W) RGB in [0, 1], what it was made from; needed if content counts.
+            content: instead of it, what :meth:`content_target` makes of it, for many calls.
 
         Returns:
-            ``content``, ``style``, ``tv`` (unweighted) and ``total`` (weighted): scalars.
+            ``total`` (weighted), and unweighted what the recipe asks for among ``content``,
+            ``style``, ``histogram``, ``tv``: scalars.
+
+        Raises:
+            ValueError: content counts and there is neither photograph nor its features.
         """
         recipe = self.recipe
-        target = self.network.target(photograph, recipe.content_layer)
-        features = self.network(output)
-        content = content_loss(features[recipe.content_layer], target, recipe.loss_scale)
-        per_layer = [
-            style_loss(
-                gram_matrix(features[layer]), getattr(self, f"gram_{layer}"), recipe.loss_scale
+        parts: dict[str, Tensor] = {}
+        weights: dict[str, float] = {}
+        if recipe.content_weight and content is None:
+            if photograph is None:
+                raise ValueError("content counts in this objective; give the photograph")
+            content = self.content_target(photograph)
+        features = self.network(output) if recipe.layers() else {}
+        if recipe.content_weight:
+            assert content is not None
+            seen = features[recipe.content_layer]
+            parts["content"] = content_loss(seen, content, recipe.loss_scale)
+            weights["content"] = recipe.content_weight
+        if recipe.uses_style():
+            form, shares = recipe.resolved_gram_form(), recipe.layer_weights()
+            parts["style"] = self._over_regions(
+                lambda number, layer, mask: (
+                    shares[layer]
+                    * style_loss(
+                        _masked_gram(features[layer], mask),
+                        getattr(self, f"target{number}_gram_{layer}"),
+                        form,
+                        features[layer].shape[2] * features[layer].shape[3],
+                    )
+                ),
+                recipe.style_layers,
             )
-            for layer in recipe.style_layers
-        ]
-        style = torch.stack(per_layer).sum()
-        if recipe.loss_scale == "relative":
-            style = style / len(per_layer)
-        tv = batch_total_variation(output, recipe.tv_form, recipe.batch)
-        total = (
-            recipe.content_weight * content
-            + recipe.style_weight * recipe.strength * style
-            + recipe.tv_weight * tv
-        )
-        return {"total": total, "content": content, "style": style, "tv": tv}
+            weights["style"] = recipe.style_weight * recipe.strength
+        if recipe.uses_histogram():
+            layers = recipe.histogram_layers
+            share = 1 / len(layers) if recipe.loss_scale == "relative" else 1.0
+            parts["histogram"] = self._over_regions(
+                lambda number, layer, mask: (
+                    share
+                    * histogram_loss(
+                        features[layer],
+                        getattr(self, f"target{number}_histogram_{layer}"),
+                        recipe.loss_scale,
+                        samples=recipe.histogram_samples,
+                        generator=self._generator(),
+                        where=None if mask is None else _shrunk(mask, features[layer])[0, 0] > 0.5,
+                    )
+                ),
+                layers,
+            )
+            weights["histogram"] = recipe.histogram_weight * recipe.strength
+        if recipe.tv_weight:
+            parts["tv"] = batch_total_variation(output, recipe.tv_form, self.batch)
+            weights["tv"] = recipe.tv_weight
+        total = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
+        return {"total": total, **parts}
+
+    def _over_regions(
+        self, loss: Callable[[int, str, Tensor | None], Tensor], layers: Sequence[str]
+    ) -> Tensor:
+        """Sum over regions, each with its weight, and over layers."""
+        terms = []
+        for number, weight in enumerate(self.weights):
+            mask = getattr(self, f"target{number}_mask") if self.masked[number] else None
+            terms += [weight * loss(number, layer, mask) for layer in layers]
+        return torch.stack(terms).sum()
+
+    def _generator(self) -> torch.Generator | None:
+        return None if self.seed is None else torch.Generator().manual_seed(self.seed)
+
+
+def _shrunk(mask: Tensor, features: Tensor) -> Tensor:
+    """A mask at the size of a feature map: the mean over the pixels of each position."""
+    return F.adaptive_avg_pool2d(mask, (features.shape[2], features.shape[3]))
+
+
+def _masked_gram(features: Tensor, mask: Tensor | None) -> Tensor:
+    """Gram matrix of a region, normalised by its area as :func:`gram_matrix` is by the frame's."""
+    if mask is None:
+        return gram_matrix(features)
+    guide = _shrunk(mask, features)
+    # The guidance channel normalised to Σ T² = 1; gram_matrix itself divides by C*H*W.
+    area = guide.square().mean().clamp_min(1e-12)
+    return gram_matrix(features * guide.to(features.dtype)) / area
+
+
+def _masked_values(features: Tensor, mask: Tensor | None) -> Tensor:
+    if mask is None:
+        return sorted_values(features)
+    inside = _shrunk(mask, features)[0, 0] > 0.5
+    if not bool(inside.any()):  # a region thinner than the layer's positions: its densest ones
+        guide = _shrunk(mask, features)[0, 0]
+        inside = guide >= guide.max()
+    return sorted_values(features[:, :, inside][..., None])

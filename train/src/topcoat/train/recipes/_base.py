@@ -1,8 +1,8 @@
 """What every recipe can do: say why each field exists, be stored, be compared, be checked."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from dataclasses import field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self, TypeVar, get_args, get_type_hints
 
 from topcoat.train._errors import RecipeError
@@ -22,24 +22,14 @@ def choices(cls: type) -> dict[str, tuple[Any, ...]]:
     }
 
 
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Base of the recipes: frozen dataclasses, stored whole in the checkpoint."""
+    """Base of all recipes: frozen dataclasses, stored whole beside what they made."""
 
-    __slots__ = ()
+    title: ClassVar[str] = "recipe"
+    """How help calls the fields that a class of recipes adds."""
 
-    network_fields: ClassVar[Mapping[str, Sequence[str]]]
-    """Network's name -> the recipe's fields that are settings of it."""
-
-    name: str
-    network: str
-    loss_network: Literal["vgg16", "vgg19"]
-    loss_input: Literal["auto", "oxford", "imagenet"]
-    steps: int
-    batch: int
-    learning_rate: float
-    schedule: Literal["constant", "cosine"]
-    precision: Literal["auto", "fp32", "bf16"]
-    seed: int
+    name: str = setting("modern", "name of the recipe that the run started from")
 
     def check(self, *weights: str) -> None:
         """Check what all recipes have, and that the named weights are weights.
@@ -53,15 +43,6 @@ class Recipe:
                     f"{name} must be one of {', '.join(map(str, allowed))}, "
                     f"got {getattr(self, name)!r}"
                 )
-        for name in ("steps", "batch"):
-            if getattr(self, name) < 1:
-                raise RecipeError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not 0 <= self.seed < 2**63:
-            raise RecipeError(f"seed must be 0 or more and below 2**63, got {self.seed}")
-        if not 0 < self.learning_rate < 1:
-            raise RecipeError(
-                f"learning_rate must lie in (0, 1), got {self.learning_rate}; try 1e-3"
-            )
         for name in weights:
             value = getattr(self, name)
             if not 0 <= value < float("inf"):
@@ -69,7 +50,7 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, for a checkpoint or JSON."""
-        values = dataclasses.asdict(self)  # type: ignore[call-overload] # subclasses are dataclasses
+        values = dataclasses.asdict(self)
         return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
 
     @classmethod
@@ -79,12 +60,83 @@ class Recipe:
         Raises:
             RecipeError: a field that this version does not know, or a value out of range.
         """
-        known = {entry.name for entry in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        known = {entry.name for entry in dataclasses.fields(cls)}
         if unknown := sorted(set(values) - known):
             raise RecipeError(f"unknown recipe field {', '.join(unknown)}; update topcoat-train")
         plain: dict[str, Any]
         plain = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return cls(**plain)
+
+    def idle_fields(self) -> set[str]:
+        """Fields that this recipe has no use for: settings of other networks, say."""
+        return set()
+
+    def owners(self, fields: Collection[str]) -> list[str]:
+        """What the given fields would belong to, if anything: names of other networks."""
+        return []
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossRecipe(Recipe):
+    """What every objective has that may look at features of a loss network."""
+
+    title: ClassVar[str] = "objective"
+
+    loss_network: Literal["vgg16", "vgg19"] = setting(
+        "vgg16", "network whose features are compared"
+    )
+    loss_input: Literal["auto", "oxford", "imagenet"] = setting(
+        "auto",
+        "input that the loss weights want: oxford (0-255, mean subtracted; auto for vgg16) or "
+        "imagenet (torchvision's own; auto for vgg19)",
+    )
+    tv_weight: float = setting(0.0, "weight of total variation")
+    tv_form: Literal["mean", "paper", "l1"] = setting(
+        "mean",
+        "how total variation is summed: mean of squared differences; half their sum on 0-255, as "
+        "published; l1: mean of absolute differences",
+    )
+
+    def loss_convention(self) -> Literal["oxford", "imagenet"]:
+        """``loss_input`` with ``auto`` resolved."""
+        if self.loss_input == "auto":
+            return "oxford" if self.loss_network == "vgg16" else "imagenet"
+        return self.loss_input
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRecipe(LossRecipe):
+    """What every trained network has: its name and settings, and how long it is trained."""
+
+    title: ClassVar[str] = "training"
+
+    network_fields: ClassVar[Mapping[str, Sequence[str]]]
+    """Network's name -> the recipe's fields that are settings of it."""
+
+    network: Any
+
+    steps: int = setting(4000, "optimiser steps")
+    batch: int = setting(4, "pictures per step, over all processes")
+    learning_rate: float = setting(2e-3, "Adam's step size at its highest")
+    schedule: Literal["constant", "cosine"] = setting(
+        "cosine", "cosine: short warm-up, then down to zero by the last step"
+    )
+    precision: Literal["auto", "fp32", "bf16"] = setting(
+        "auto", "auto: bf16 autocast where the processor computes in it, else fp32"
+    )
+    seed: int = setting(0, "seeds the weights, the order of pictures and their crops")
+
+    def check(self, *weights: str) -> None:
+        """As :meth:`Recipe.check`, and the numbers of the training itself.
+
+        Raises:
+            RecipeError: a field is out of range.
+        """
+        super().check(*weights)
+        for name in ("steps", "batch"):
+            check_count(name, getattr(self, name))
+        check_seed(self.seed)
+        check_learning_rate(self.learning_rate)
 
     def network_settings(self) -> dict[str, Any]:
         """The part that :func:`topcoat.train.networks.build_network` takes."""
@@ -93,13 +145,43 @@ class Recipe:
     def idle_fields(self) -> set[str]:
         """Fields that this recipe has no use for: settings of other networks, say."""
         used = set(self.network_fields[self.network])
-        return {name for names in self.network_fields.values() for name in names} - used
+        return super().idle_fields() | (
+            {name for names in self.network_fields.values() for name in names} - used
+        )
 
-    def loss_convention(self) -> Literal["oxford", "imagenet"]:
-        """``loss_input`` with ``auto`` resolved."""
-        if self.loss_input == "auto":
-            return "oxford" if self.loss_network == "vgg16" else "imagenet"
-        return self.loss_input
+    def owners(self, fields: Collection[str]) -> list[str]:
+        """Names of the networks that have all of the given fields as settings."""
+        return [name for name, own in self.network_fields.items() if set(fields) <= set(own)]
+
+
+def check_count(name: str, value: int) -> None:
+    """Refuse a count below 1.
+
+    Raises:
+        RecipeError: it is.
+    """
+    if value < 1:
+        raise RecipeError(f"{name} must be at least 1, got {value}")
+
+
+def check_seed(seed: int) -> None:
+    """Refuse a seed that the random generators would not take.
+
+    Raises:
+        RecipeError: it is negative or has more than 63 bits.
+    """
+    if not 0 <= seed < 2**63:
+        raise RecipeError(f"seed must be 0 or more and below 2**63, got {seed}")
+
+
+def check_learning_rate(rate: float) -> None:
+    """Refuse a learning rate that is none.
+
+    Raises:
+        RecipeError: it does not lie between 0 and 1.
+    """
+    if not 0 < rate < 1:
+        raise RecipeError(f"learning_rate must lie in (0, 1), got {rate}; try 1e-3")
 
 
 R = TypeVar("R", bound=Recipe)

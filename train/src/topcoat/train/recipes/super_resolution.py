@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from topcoat.train._errors import RecipeError
-from topcoat.train.recipes._base import Recipe, setting
+from topcoat.train.recipes._base import TrainingRecipe, setting
 
 _NETWORK_FIELDS = {
     "residual-sr": ("scale", "width", "blocks"),
@@ -24,13 +24,13 @@ def check_blur(blur: float) -> None:
         raise RecipeError(f"blur must be 0 or from 0.1 to 16 pixels, got {blur}; try 0 or 1")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SuperResolutionRecipe(Recipe):
+@dataclass(frozen=True, kw_only=True)
+class SuperResolutionRecipe(TrainingRecipe):
     """Everything that decides a super-resolution network; stored whole in its checkpoint."""
 
-    network_fields: ClassVar[Mapping[str, Sequence[str]]] = _NETWORK_FIELDS
+    title: ClassVar[str] = "network and data"
 
-    name: str = setting("modern", "name of the recipe that the run started from")
+    network_fields: ClassVar[Mapping[str, Sequence[str]]] = _NETWORK_FIELDS
 
     network: Literal["residual-sr", "johnson-sr", "srcnn"] = setting(
         "residual-sr",
@@ -58,21 +58,11 @@ class SuperResolutionRecipe(Recipe):
         "binomial: compare features of pictures less their highest frequency, where max pooling "
         "would reward a grid; none: as published",
     )
-    loss_network: Literal["vgg16", "vgg19"] = setting(
-        "vgg16", "network whose features are compared"
-    )
-    loss_input: Literal["auto", "oxford", "imagenet"] = setting(
-        "auto",
-        "input that the loss weights want: oxford (0-255, mean subtracted; auto for vgg16) or "
-        "imagenet (torchvision's own; auto for vgg19)",
-    )
     loss_scale: Literal["relative", "absolute"] = setting(
         "relative",
         "relative: pixels in [0, 1], feature errors as shares of the target's energy; absolute: "
         "pixels in 0-255, feature errors as they are, as published",
     )
-    tv_weight: float = setting(0.0, "weight of total variation")
-    tv_form: Literal["mean", "paper"] = setting("mean", "how total variation is summed")
 
     blur: float = setting(
         0.0,
@@ -83,12 +73,6 @@ class SuperResolutionRecipe(Recipe):
     steps: int = setting(6000, "optimiser steps")
     batch: int = setting(8, "patches per step, over all processes")
     learning_rate: float = setting(1e-3, "Adam's step size at its highest")
-    schedule: Literal["constant", "cosine"] = setting(
-        "cosine", "cosine: short warm-up, then down to zero by the last step"
-    )
-    precision: Literal["auto", "fp32", "bf16"] = setting(
-        "auto", "auto: bf16 autocast where the processor computes in it, else fp32"
-    )
     seed: int = setting(0, "seeds the weights, the order of pictures and their patches")
 
     def __post_init__(self) -> None:
@@ -110,7 +94,7 @@ class SuperResolutionRecipe(Recipe):
 
     def idle_fields(self) -> set[str]:
         """Fields that this recipe's network or loss has no use for."""
-        idle = super(SuperResolutionRecipe, self).idle_fields()  # slots: no bare super()
+        idle = super().idle_fields()
         if self.loss == "pixel":
             idle |= {
                 "feature_weight",
