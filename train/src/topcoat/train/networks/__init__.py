@@ -10,6 +10,7 @@ from topcoat.train.networks.johnson import Johnson, JohnsonSettings
 from topcoat.train.networks.johnson_sr import JohnsonSR, JohnsonSRSettings
 from topcoat.train.networks.residual_sr import ResidualSR, ResidualSRSettings
 from topcoat.train.networks.srcnn import SRCNN, SRCNNSettings
+from topcoat.train.networks.ulyanov import Ulyanov, UlyanovSettings
 
 __all__ = [
     "NETWORKS",
@@ -22,6 +23,8 @@ __all__ = [
     "ResidualSR",
     "ResidualSRSettings",
     "SRCNNSettings",
+    "Ulyanov",
+    "UlyanovSettings",
     "build_network",
 ]
 
@@ -30,6 +33,7 @@ NETWORKS: dict[str, tuple[type[Any], type[FrameNetwork]]] = {
     "johnson-sr": (JohnsonSRSettings, JohnsonSR),
     "residual-sr": (ResidualSRSettings, ResidualSR),
     "srcnn": (SRCNNSettings, SRCNN),
+    "ulyanov": (UlyanovSettings, Ulyanov),
 }
 """Name -> (settings dataclass, network class). A new network is one file and one line here."""
 

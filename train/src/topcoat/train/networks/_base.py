@@ -1,5 +1,7 @@
 """What every network promises to the trainer, the exporter and the runtime."""
 
+from typing import Literal
+
 from torch import Tensor, nn
 
 from topcoat.train._errors import RecipeError
@@ -16,6 +18,10 @@ class FrameNetwork(nn.Module):
     picture of them, so that training sees a gradient there.
     """
 
+    takes: Literal["frame", "noise"] = "frame"
+    """What the input is: a picture, or a *noise frame*, uniform in [0, 1], that the network makes a
+    texture of. Noise is never padded, cropped or cut into tiles, which would break the texture's
+    seam: whoever runs such a network picks a size that it takes."""
     scale: int = 1
     """Output pixels per input pixel, along each axis."""
     size_multiple: int = 1
