@@ -12,6 +12,9 @@ local2.topcoat   scale 2, multiple 2: three convolutions with random weights at 
                  super-resolution network is made of. Halo 5; says nothing about memory.
 local4.topcoat   scale 4, multiple 1, halo 2, with an estimate of its memory.
 local8.topcoat   the same at scale 8, at most 300 pixels on each side.
+woven.topcoat    a texture, multiple 4, min 8: every fourth pixel of the noise widened to 4x4, mixed
+                 with the noise and its neighbours above and to the left, around the edges. Like
+                 blocks, the model really needs its multiple.
 """
 
 from __future__ import annotations
@@ -43,6 +46,14 @@ def blocks(frame: Frame) -> Frame:
 def double(frame: Frame) -> Frame:
     """Return what double.topcoat makes of (N, H, W, 3)."""
     return (255 - frame).repeat(2, axis=1).repeat(2, axis=2)
+
+
+def woven(frame: Frame) -> Frame:
+    """Return what woven.topcoat makes of noise (N, H, W, 3), H and W multiples of 4."""
+    wide = frame[:, 2::4, 2::4].repeat(4, axis=1).repeat(4, axis=2).astype(np.float64)
+    mixed = (wide + frame + np.roll(frame, 1, axis=1) + np.roll(frame, 1, axis=2)) / 4
+    texture: Frame = mixed.round().astype(np.uint8)
+    return texture
 
 
 LOCAL = {"local2": (2, 2), "local4": (4, 1), "local8": (8, 1)}
@@ -125,6 +136,49 @@ def _local_nodes(name: str) -> tuple[list[Any], dict[str, Any]]:
     return nodes, tensors
 
 
+def _woven_nodes() -> tuple[list[Any], dict[str, Any]]:
+    """Return the nodes from "x" to "y", both (N, 3, H, W) in 0..1, and their tensors."""
+    from onnx import helper
+
+    whole = np.iinfo(np.int64).max
+    tensors: dict[str, Any] = {
+        "zoom": np.array([1, 1, 4, 4], np.float32),
+        "quarter": np.array(0.25, np.float32),
+        "first": np.array([2, 2], np.int64),
+        "end": np.array([whole, whole], np.int64),
+        "sides": np.array([2, 3], np.int64),
+        "step": np.array([4, 4], np.int64),
+        "zero": np.array([0], np.int64),
+        "last": np.array([-1], np.int64),
+        "ever": np.array([whole], np.int64),
+        "axis2": np.array([2], np.int64),
+        "axis3": np.array([3], np.int64),
+    }
+    resize = {"mode": "nearest", "nearest_mode": "floor"}
+    resize["coordinate_transformation_mode"] = "asymmetric"
+    nodes = [
+        helper.make_node("Slice", ["x", "first", "end", "sides", "step"], ["coarse"]),
+        helper.make_node("Resize", ["coarse", "", "zoom"], ["wide"], **resize),
+        helper.make_node("Add", ["wide", "x"], ["sum1"]),
+    ]
+    for axis, before, after in (("axis2", "sum1", "sum2"), ("axis3", "sum2", "sum3")):
+        moved = f"moved_{axis}"
+        nodes += [
+            helper.make_node("Slice", ["x", "last", "ever", axis], [f"{moved}_last"]),
+            helper.make_node("Slice", ["x", "zero", "last", axis], [f"{moved}_rest"]),
+            helper.make_node(
+                "Concat", [f"{moved}_last", f"{moved}_rest"], [moved], axis=int(axis[-1])
+            ),
+            helper.make_node("Add", [before, moved], [after]),
+        ]
+    return [*nodes, helper.make_node("Mul", ["sum3", "quarter"], ["y"])], tensors
+
+
+def _ports(name: str) -> tuple[str, str]:
+    """Return the names of a model's input and output."""
+    return ("noise", "texture") if name == "woven" else ("frame", "styled")
+
+
 def _model(name: str, precision: str, scale: int) -> bytes:
     """Return the serialised model; precision is that of all arithmetic."""
     import onnx
@@ -142,8 +196,9 @@ def _model(name: str, precision: str, scale: int) -> bytes:
     }
     if name in LOCAL:
         del tensors["zoom"]
+    source, result = _ports(name)
     nodes = [
-        helper.make_node("Cast", ["frame"], ["cast"], to=dtype),
+        helper.make_node("Cast", [source], ["cast"], to=dtype),
         helper.make_node("Transpose", ["cast"], ["planes"], perm=[0, 3, 1, 2]),
         helper.make_node("Mul", ["planes", "to_unit"], ["x"]),
     ]
@@ -158,8 +213,8 @@ def _model(name: str, precision: str, scale: int) -> bytes:
             helper.make_node("Add", ["wide", "x"], ["sum"]),
             helper.make_node("Mul", ["sum", "half"], ["y"]),
         ]
-    elif name in LOCAL:
-        inner, more = _local_nodes(name)
+    elif name in LOCAL or name == "woven":
+        inner, more = _woven_nodes() if name == "woven" else _local_nodes(name)
         nodes += inner
         tensors |= more
     else:
@@ -173,20 +228,16 @@ def _model(name: str, precision: str, scale: int) -> bytes:
         helper.make_node("Round", ["bytes"], ["whole"]),
         helper.make_node("Clip", ["whole", "low", "high"], ["clipped"]),
         helper.make_node("Transpose", ["clipped"], ["pixels"], perm=[0, 2, 3, 1]),
-        helper.make_node("Cast", ["pixels"], ["styled"], to=TensorProto.UINT8),
+        helper.make_node("Cast", ["pixels"], [result], to=TensorProto.UINT8),
     ]
     times = "" if scale == 1 else f"{scale}*"
     graph = helper.make_graph(
         nodes,
         name,
+        [helper.make_tensor_value_info(source, TensorProto.UINT8, ["batch", "height", "width", 3])],
         [
             helper.make_tensor_value_info(
-                "frame", TensorProto.UINT8, ["batch", "height", "width", 3]
-            )
-        ],
-        [
-            helper.make_tensor_value_info(
-                "styled", TensorProto.UINT8, ["batch", f"{times}height", f"{times}width", 3]
+                result, TensorProto.UINT8, ["batch", f"{times}height", f"{times}width", 3]
             )
         ],
         [numpy_helper.from_array(value, key) for key, value in tensors.items()],
@@ -212,6 +263,7 @@ def write_bundle(name: str, folder: Path) -> None:
         "local2": (2, {**any_size, "multiple": 2, "min": 4, "halo": 5}, ("fp32",)),
         "local4": (4, {**any_size, "halo": 2}, ("fp32",)),
         "local8": (8, {**any_size, "max": 300, "halo": 2}, ("fp32",)),
+        "woven": (1, {"multiple": 4, "min": 8, "max": None, "pad": "edge"}, ("fp32",)),
     }[name]
     bundle = folder / f"{name}.topcoat"
     bundle.mkdir(exist_ok=True)
@@ -228,8 +280,8 @@ def write_bundle(name: str, folder: Path) -> None:
                 "kind": "onnx",
                 "precision": precision,
                 "opset": 20,
-                "input": {"name": "frame", "dtype": "uint8", "layout": "NHWC"},
-                "output": {"name": "styled", "dtype": "uint8", "layout": "NHWC"},
+                "input": {"name": _ports(name)[0], "dtype": "uint8", "layout": "NHWC"},
+                "output": {"name": _ports(name)[1], "dtype": "uint8", "layout": "NHWC"},
                 "parity": [],
             }
         )
@@ -237,7 +289,7 @@ def write_bundle(name: str, folder: Path) -> None:
         "format": "topcoat-bundle",
         "format_version": 1,
         "name": name,
-        "task": "style" if scale == 1 else "super-resolution",
+        "task": _task(name, scale),
         "scale": scale,
         "channels": 3,
         "size": size,
@@ -255,6 +307,12 @@ def write_bundle(name: str, folder: Path) -> None:
     _write_manifest(bundle, manifest)
 
 
+def _task(name: str, scale: int) -> str:
+    if name == "woven":
+        return "texture"
+    return "style" if scale == 1 else "super-resolution"
+
+
 def _write_manifest(bundle: Path, manifest: dict[str, Any]) -> None:
     text = json.dumps(manifest, indent=2) + "\n"
     (bundle / "manifest.json").write_text(text, encoding="utf-8")
@@ -268,11 +326,10 @@ def _measure(bundle: Path, name: str, file: str) -> list[dict[str, Any]]:
     manifest = read_manifest(bundle)
     variant = next(v for v in manifest.variants if v.file == file)
     frame = np.random.default_rng(0).integers(0, 256, (2, 64, 96, 3), np.uint8)
-    # Smooth, like a photograph: neighbours differ by little.
-    frame = np.sort(np.sort(frame, axis=1), axis=2)
-    wanted = (
-        local(name, frame) if name in LOCAL else {"blocks": blocks, "double": double}[name](frame)
-    )
+    if name != "woven":  # smooth, like a photograph: neighbours differ by little
+        frame = np.sort(np.sort(frame, axis=1), axis=2)
+    by_hand = {"blocks": blocks, "double": double, "woven": woven}
+    wanted = local(name, frame) if name in LOCAL else by_hand[name](frame)
     rows = []
     for backend in all_backends():
         if backend.missing():
@@ -294,7 +351,7 @@ def _measure(bundle: Path, name: str, file: str) -> list[dict[str, Any]]:
                     "backend": backend.name,
                     "compute": offer.compute,
                     "passed": bool(steps.max() <= limit),
-                    "photographs": {
+                    "noise" if name == "woven" else "photographs": {
                         "max_steps": int(steps.max()),
                         # 99 stands for "no difference": JSON has no infinity.
                         "psnr_db": round(10 * np.log10(255**2 / noise), 2) if noise else 99.0,
@@ -308,7 +365,7 @@ def _measure(bundle: Path, name: str, file: str) -> list[dict[str, Any]]:
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as scratch:
-        for bundle_name in sys.argv[1:] or ("blocks", "double", *LOCAL):
+        for bundle_name in sys.argv[1:] or ("blocks", "double", *LOCAL, "woven"):
             write_bundle(bundle_name, Path(scratch))
             target = HERE / f"{bundle_name}.topcoat"
             target.mkdir(exist_ok=True)

@@ -22,10 +22,12 @@ from topcoat.runtime._errors import (
     FrameMemoryError,
     MediaError,
     ModelClosedError,
+    TextureError,
     TileError,
     TopcoatError,
     UnverifiedWarning,
 )
+from topcoat.runtime._textures import noise_frame
 from topcoat.runtime.bundle import (
     FileEntry,
     Manifest,
@@ -59,10 +61,12 @@ __all__ = [
     "ParityRow",
     "Port",
     "SizeRule",
+    "TextureError",
     "TileError",
     "TopcoatError",
     "UnverifiedWarning",
     "Variant",
+    "noise_frame",
     "open",
     "read_manifest",
     "verify_files",

@@ -36,6 +36,10 @@ class TileError(TopcoatError, ValueError):
     """A bundle cannot be run in tiles, or not in tiles as small as those that were asked for."""
 
 
+class TextureError(TopcoatError, ValueError):
+    """A bundle makes no textures, or only textures; or a seed is no whole number from 0 up."""
+
+
 class BackendError(TopcoatError, RuntimeError):
     """A backend cannot be chosen, cannot load a model or failed on a frame."""
 

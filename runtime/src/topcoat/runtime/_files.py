@@ -30,11 +30,11 @@ def written_whole(path: Path) -> Iterator[Path]:
             partial.unlink()
 
 
-def prepare_output(source: Path, target: Path, *, force: bool) -> Path:
+def prepare_output(source: Path | None, target: Path, *, force: bool) -> Path:
     """Make the folder of an output file.
 
     Args:
-        source: the input file.
+        source: the input file; None if there is none.
         target: the output file, or an existing folder that is to hold one of the input's name.
         force: whether an existing file may be replaced.
 
@@ -43,12 +43,14 @@ def prepare_output(source: Path, target: Path, *, force: bool) -> Path:
 
     Raises:
         MediaError: the output is the input, exists and ``force`` is not set, or its folder cannot
-            be made.
+            be made; or it is a folder, and there is no input to be named after.
     """
     if target.is_dir():
+        if source is None:
+            raise MediaError(f"{target} is a folder; give a file name such as {target / 'OUT.png'}")
         target = target / source.name
     if target.exists():
-        if target.samefile(source):
+        if source is not None and target.samefile(source):
             raise MediaError(f"{target} is the input itself; give another OUT")
         if not force:
             raise MediaError(f"{target} exists; pass --force to replace it, or give another OUT")

@@ -11,7 +11,7 @@ import json
 import re
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, cast
@@ -25,13 +25,16 @@ FORMAT_VERSION = 1
 
 PRECISIONS = ("fp32", "fp16", "bf16")
 
+TEXTURE = "texture"
+"""The task whose frames are noise: sizes are taken as they are or refused, never padded."""
+
 _MANIFEST_LIMIT = 16 << 20
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SizeRule:
-    """Which frame sizes the network itself can take; the runtime pads all others."""
+    """Which frame sizes the network itself takes; others are padded, or refused for a texture."""
 
     multiple: int
     """Height and width given to the engine are multiples of this."""
@@ -65,6 +68,8 @@ class ParityRow:
     passed: bool
     photographs: Mapping[str, float]
     """Figures on photographs, e.g. max_steps, psnr_db, changed, within_4_steps; may be empty."""
+    noise: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    """The same figures on noise: what a texture has in their place."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -412,12 +417,15 @@ def _parse(folder: Path, raw: Mapping[str, Any]) -> Manifest:
     channels = top.integer("channels", 1)
     if channels != 3:
         top.fail("channels", f"is {channels}, wanted 3 (RGB), all that format version 1 knows")
+    task, scale = top.text("task"), top.integer("scale", 1)
+    if task == TEXTURE and scale != 1:
+        top.fail("scale", f"is {scale}, wanted 1: a texture is as large as its noise")
     return Manifest(
         folder=folder,
         format_version=version,
         name=top.text("name"),
-        task=top.text("task"),
-        scale=top.integer("scale", 1),
+        task=task,
+        scale=scale,
         channels=channels,
         size=SizeRule(
             multiple=multiple,
@@ -447,6 +455,7 @@ def _parse_variant(item: _Reader) -> Variant:
                 compute=row.text("compute"),
                 passed=cast("bool", passed),
                 photographs=row.mapping("photographs"),
+                noise=row.mapping("noise"),
             )
         )
     return Variant(

@@ -15,8 +15,14 @@ from topcoat.runtime._choice import Explanation, choose
 from topcoat.runtime._errors import BackendError, ModelClosedError, TileError
 from topcoat.runtime._histogram import match_histogram as match_colours
 from topcoat.runtime._memory import available_memory
+from topcoat.runtime._textures import (
+    check_is_no_texture,
+    check_is_texture,
+    check_texture_size,
+    noise_frame,
+)
 from topcoat.runtime.backends import Session, all_backends, default_threads
-from topcoat.runtime.bundle import Manifest, read_manifest
+from topcoat.runtime.bundle import TEXTURE, Manifest, read_manifest
 from topcoat.runtime.frames import Frame, PadBuffers, allocate, check_frame, check_out, fit_size
 
 Tile = int | Literal["auto"] | None
@@ -50,6 +56,7 @@ class Model:
         self._lock = threading.Lock()
         self._pad: PadBuffers | None = None
         self._tile = check_tile(tile, manifest)
+        check_histogram(match_histogram, manifest)
         self._match_histogram = match_histogram
         self._available = available
         self._plans: dict[tuple[int, int, int], _tiles.Tiling | None] = {}
@@ -58,6 +65,11 @@ class Model:
     def manifest(self) -> Manifest:
         """The bundle's manifest."""
         return self._manifest
+
+    @property
+    def task(self) -> str:
+        """What the bundle is for: ``style``, ``super-resolution`` or ``texture``."""
+        return self._manifest.task
 
     @property
     def match_histogram(self) -> bool:
@@ -92,11 +104,13 @@ class Model:
 
         A frame whose size follows the bundle's size rule is read by the engine where it lies, and
         the result is written where it is wanted: nothing is copied here. Other sizes, and tiles,
-        pass through two buffers that are kept for the next frame of that size.
+        pass through two buffers that are kept for the next frame of that size. A texture's frame
+        is noise, and a size that does not follow the rule is refused: padding and cropping would
+        break the seam. :meth:`sample` makes the noise, too.
 
         Args:
-            frame: uint8, (H, W, 3) or (N, H, W, 3), RGB, C-contiguous, any H and W of at least 1.
-                It may be read-only.
+            frame: uint8, (H, W, 3) or (N, H, W, 3), RGB, C-contiguous, any H and W of at least 1;
+                of a texture, noise whose sides follow the size rule. It may be read-only.
             out: where to write the result: uint8, (H * scale, W * scale, 3) or with N in front
                 like the frame, C-contiguous, writeable, not overlapping the frame. Giving the
                 same one for every frame saves an allocation per frame.
@@ -141,6 +155,30 @@ class Model:
                     match_colours(made, given)
             return out
 
+    def sample(self, height: int, width: int, seed: int = 0, out: Frame | None = None) -> Frame:
+        """Make one texture, which continues itself on every side: right of it comes its left edge.
+
+        Args:
+            height: a multiple of ``manifest.size.multiple``, at least ``manifest.size.min``.
+            width: likewise.
+            seed: a whole number of at least 0; another seed gives another texture of the same kind.
+            out: where to write it: uint8, (height, width, 3), C-contiguous, writeable.
+
+        Returns:
+            ``out`` if it was given, else a new array: (height, width, 3) uint8, RGB. The same seed,
+            size and engine give the same texture.
+
+        Raises:
+            TextureError: the bundle is for another task, or the seed is not as described.
+            FrameError: the network makes no textures of this size, and the text says the nearest
+                that it makes; or ``out`` is not as described.
+            BackendError: the engine failed; ``out`` then holds nothing useful.
+            ModelClosedError: the model was closed.
+        """
+        check_is_texture(self._manifest)
+        check_texture_size(height, width, self._manifest.size)
+        return self.process(noise_frame(height, width, seed), out)
+
     def _plan(self, batch: int, height: int, width: int) -> _tiles.Tiling | None:
         """Return how to cut frames of this size, or None to give them to the engine at once.
 
@@ -155,6 +193,9 @@ class Model:
 
     def _new_plan(self, batch: int, height: int, width: int) -> _tiles.Tiling | None:
         rule = self._manifest.size
+        if self._manifest.task == TEXTURE:
+            check_texture_size(height, width, rule)
+            return None
         if self._tile is None or not _tiles.can_tile(rule):
             fit_size(height, width, rule)
             return None
@@ -296,7 +337,7 @@ def open_model(
             bundle or the system says too little, it does not cut.
         match_histogram: give the red, green and blue of every result the histograms that they have
             in its frame. It undoes colour shifts of feature losses in super-resolution, and lets a
-            style keep a photograph's colours.
+            style keep a photograph's colours. Not for textures, whose frames are noise.
 
     Returns:
         The loaded model; close it, or use it as a context manager.
@@ -307,9 +348,11 @@ def open_model(
             attribute holds them one by one.
         BackendUnavailableError: the named backend is not installed.
         TileError: ``tile`` is not one of these, or the bundle cannot be run in such tiles.
+        TextureError: histograms are to be matched to the noise of a texture.
     """
     manifest = read_manifest(bundle)
     check_tile(tile, manifest)  # before an engine is loaded
+    check_histogram(match_histogram, manifest)
     if threads is not None and threads < 1:
         raise BackendError(f"threads is {threads}, wanted at least 1 (or None for the default)")
     explanation, session = choose(
@@ -339,4 +382,19 @@ def check_tile(tile: Tile, manifest: Manifest) -> Tile:
         raise TileError(
             f"tile is {tile!r}, wanted the largest side of a tile in pixels, 'auto' or None"
         )
+    if manifest.task == TEXTURE:
+        raise TileError(
+            f"{manifest.name} is a texture, whose edges meet, so it cannot be cut into tiles; leave"
+            " out the tile, or make a smaller texture and repeat it"
+        )
     return _tiles.fitting_tile(side, manifest.size)
+
+
+def check_histogram(match_histogram: bool, manifest: Manifest) -> None:
+    """Refuse to match a texture's colours to those of its noise.
+
+    Raises:
+        TextureError: that was asked for.
+    """
+    if match_histogram:
+        check_is_no_texture(manifest, "match_histogram gives results the colours of their frames")

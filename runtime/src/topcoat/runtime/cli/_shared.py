@@ -72,6 +72,21 @@ def positive(text: str) -> int:
     return value
 
 
+def whole(text: str) -> int:
+    """Parse a whole number of at least 0 for argparse."""
+    if not (text.isascii() and text.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
+    return int(text)
+
+
+def size(text: str) -> tuple[int, int]:
+    """Parse a width and a height, such as 1280x720, for argparse."""
+    width, cross, height = text.strip().lower().partition("x")
+    if not (cross and width.isdecimal() and height.isdecimal() and int(width) * int(height)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 1280x720")
+    return int(width), int(height)
+
+
 def tile(text: str) -> int | str:
     """Parse "auto", "off" or the side of a tile for argparse."""
     if text in {"auto", "off"}:

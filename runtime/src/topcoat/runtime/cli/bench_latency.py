@@ -51,7 +51,8 @@ def build_parser() -> argparse.ArgumentParser:
         type=_sizes,
         metavar="WxH,...",
         help="sizes of the frames that go in (default: those whose results are 640x360, 1280x720"
-        " and 1920x1080; for a bundle of scale 4 these are 160x90,320x180,480x270)",
+        " and 1920x1080; for a bundle of scale 4 these are 160x90,320x180,480x270; for a texture"
+        " 256x256,512x512,1024x1024)",
     )
     parser.add_argument(
         "--backend",
@@ -138,15 +139,19 @@ def _bench(arguments: argparse.Namespace) -> int:
 
 def _measure(arguments: argparse.Namespace) -> Report:
     from topcoat.runtime._choice import list_candidates
+    from topcoat.runtime._textures import check_texture_size
     from topcoat.runtime.backends import all_backends, default_threads
-    from topcoat.runtime.bundle import verify_files
+    from topcoat.runtime.bundle import TEXTURE, verify_files
     from topcoat.runtime.frames import fit_size
     from topcoat.runtime.report._measure import Settings, default_sizes, measure
 
     manifest = verify_files(arguments.bundle)
     sizes = arguments.sizes or default_sizes(manifest)
     for width, height in sizes:
-        fit_size(height, width, manifest.size)
+        if manifest.task == TEXTURE:
+            check_texture_size(height, width, manifest.size)
+        else:
+            fit_size(height, width, manifest.size)
     candidates: list[Candidate] = []
     for precision in arguments.precision or [None]:
         for candidate in list_candidates(
@@ -208,13 +213,7 @@ def _require_matplotlib() -> None:
 
 
 def _sizes(text: str) -> tuple[tuple[int, int], ...]:
-    sizes = []
-    for part in text.split(","):
-        width, cross, height = part.strip().lower().partition("x")
-        if not (cross and width.isdecimal() and height.isdecimal() and int(width) * int(height)):
-            raise argparse.ArgumentTypeError(f"{part!r} is not a size such as 1280x720")
-        sizes.append((int(width), int(height)))
-    return tuple(dict.fromkeys(sizes))
+    return tuple(dict.fromkeys(_shared.size(part) for part in text.split(",")))
 
 
 def _seconds(text: str) -> float:

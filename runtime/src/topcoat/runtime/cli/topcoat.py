@@ -17,13 +17,14 @@ if TYPE_CHECKING:
     from topcoat.runtime.frames import Frame
     from topcoat.runtime.model import Model
 
-_DESCRIPTION = "Run a Topcoat bundle on pictures and videos, and say what is in it."
+_DESCRIPTION = "Run a Topcoat bundle on pictures and videos, make textures, say what is in one."
 _EPILOG = """\
 examples:
   topcoat run photo.jpg styled.jpg --model candy.topcoat      one picture
   topcoat run photos/ styled/ --model candy.topcoat           every picture below a folder
   topcoat run clip.mp4 styled.mp4 --model candy.topcoat       a video, its sound kept
   topcoat run small.png large.png --model x4.topcoat          a picture four times as large
+  topcoat texture mosaic.topcoat wall.png --size 1024x512     a texture that repeats without seam
   topcoat info candy.topcoat                                  what the bundle is; checks its hashes
   topcoat explain candy.topcoat                               which engine runs it here, and why
 
@@ -52,6 +53,27 @@ examples:
   topcoat run photo.jpg styled.jpg --model candy.topcoat --threads 2
   topcoat run photo.jpg larger.png --model x4.topcoat --match-histogram   with the photo's colours
   topcoat run scan.png larger.png --model x4.topcoat --tile 256           little at a time
+"""
+
+
+_TEXTURE_DESCRIPTION = """\
+Make a texture out of noise with a bundle of the task "texture", and write it to OUT.
+
+The texture continues itself on every side: laid beside and below itself it shows no seam, at any
+size that the bundle makes. The seed says which noise, and so which of endlessly many textures; the
+same seed, size and engine give the same one. Another size is another texture, not a larger part of
+the same.
+
+OUT is a picture (png, jpg, webp, bmp, tif). jpg and webp blur what meets at the edges: keep a
+texture as png or tif. What exists is replaced with --force only.
+"""
+
+_TEXTURE_EPILOG = """\
+examples:
+  topcoat texture mosaic.topcoat wall.png
+  topcoat texture mosaic.topcoat wall.png --size 1024x512 --seed 7
+  topcoat texture mosaic.topcoat look.png --size 256x256 --repeat 3x3   768x768, to look for seams
+  topcoat info mosaic.topcoat                                           which sizes it makes
 """
 
 
@@ -98,6 +120,42 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--json", action="store_true", help="print the summary as JSON on stdout")
     _shared.add_model_options(run)
 
+    texture = commands.add_parser(
+        "texture",
+        help="make a texture that repeats without a seam",
+        description=_TEXTURE_DESCRIPTION,
+        epilog=_TEXTURE_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    texture.add_argument("bundle", metavar="B", type=Path, help="texture bundle NAME.topcoat")
+    texture.add_argument("output", metavar="OUT", type=Path, help="the picture to write")
+    texture.add_argument(
+        "--size",
+        type=_shared.size,
+        metavar="WxH",
+        help="of the texture, in pixels; multiples of what `topcoat info` says (default: about"
+        " 512x512)",
+    )
+    texture.add_argument(
+        "--seed",
+        type=_shared.whole,
+        default=0,
+        metavar="N",
+        help="another number gives another texture of the same kind (default: 0)",
+    )
+    texture.add_argument(
+        "--repeat",
+        type=_shared.size,
+        default=(1, 1),
+        metavar="CxR",
+        help="write the texture so many times beside and below itself, to look for seams"
+        " (default: 1x1)",
+    )
+    texture.add_argument("--force", action="store_true", help="replace a file that exists")
+    texture.add_argument("--quiet", action="store_true", help="no summary")
+    texture.add_argument("--json", action="store_true", help="print the summary as JSON on stdout")
+    _shared.add_model_options(texture)
+
     info = commands.add_parser(
         "info",
         help="say what a bundle is, and compare its hashes",
@@ -124,7 +182,9 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; see ``topcoat --help``."""
     arguments = build_parser().parse_args(argv)
-    action = {"run": _run, "info": _info, "explain": _explain}[arguments.command]
+    action = {"run": _run, "texture": _texture, "info": _info, "explain": _explain}[
+        arguments.command
+    ]
     return _shared.run("topcoat", lambda: action(arguments))
 
 
@@ -200,6 +260,11 @@ def _run_picture(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _open_to_run(arguments: argparse.Namespace) -> Model:
+    from topcoat.runtime._textures import check_is_no_texture
+    from topcoat.runtime.bundle import read_manifest
+
+    # Before engines race: they would run a texture on a photograph without complaint.
+    check_is_no_texture(read_manifest(arguments.bundle), "`topcoat run` takes pictures and videos")
     return _shared.open_model(
         arguments,
         tile=None if arguments.tile == "off" else arguments.tile,
@@ -375,22 +440,77 @@ def _engine_json(model: Model) -> dict[str, Any]:
     }
 
 
+# ---------------------------------------------------------------------------------------- texture
+
+
+def _texture(arguments: argparse.Namespace) -> int:
+    import numpy as np
+
+    from topcoat.runtime import _files, _pictures, _textures
+    from topcoat.runtime.bundle import read_manifest
+
+    target: Path = arguments.output
+    columns, rows = arguments.repeat
+    _pictures.require_pillow()
+    if not target.is_dir():
+        _pictures.check_picture_target(target)
+    manifest = read_manifest(arguments.bundle)
+    _textures.check_is_texture(manifest)
+    if arguments.size is None:
+        side = _textures.SIDE
+        height, width = _textures.nearest_texture_size(side, side, manifest.size)
+    else:
+        width, height = arguments.size
+        _textures.check_texture_size(height, width, manifest.size)
+    _pictures.check_picture_size(target, rows * height, columns * width)
+    with _shared.open_model(arguments) as model:
+        target = _files.prepare_output(None, target, force=arguments.force)
+        frame = np.tile(model.sample(height, width, arguments.seed), (rows, columns, 1))
+        _pictures.write_picture(target, _pictures.Picture(frame=frame))
+        summary = {
+            "output": str(target),
+            "width": columns * width,
+            "height": rows * height,
+            "texture_width": width,
+            "texture_height": height,
+            "columns": columns,
+            "rows": rows,
+            "seed": arguments.seed,
+            **_engine_json(model),
+        }
+        if arguments.json:
+            print(json.dumps(summary, indent=2))
+        elif not arguments.quiet:
+            times = f", {columns}x{rows} times" if columns * rows > 1 else ""
+            print(
+                f"{target}  texture {width}x{height}{times}  seed {arguments.seed}"
+                f"  {_engine(model)}",
+                file=sys.stderr,
+            )
+    return 0
+
+
 # --------------------------------------------------------------------------------- info, explain
 
 
 def _info(arguments: argparse.Namespace) -> int:
-    from topcoat.runtime.bundle import verify_files
+    from topcoat.runtime.bundle import TEXTURE, verify_files
 
     manifest = verify_files(arguments.bundle)
     if arguments.json:
         print(json.dumps(_manifest_json(manifest), indent=2))
         return 0
     size = manifest.size
-    limits = f"any, padded to multiples of {size.multiple}" if size.multiple > 1 else "any"
-    limits += f", engine takes {size.min} or more" if size.min > 1 else ""
+    if manifest.task == TEXTURE:
+        print(f"{manifest.name}: texture, made from noise; repeats without a seam")
+        limits = f"multiples of {size.multiple}, {size.min} or more"
+    else:
+        print(f"{manifest.name}: {manifest.task}, output {manifest.scale}x the input's size")
+        limits = f"any, padded to multiples of {size.multiple}" if size.multiple > 1 else "any"
+        limits += f", engine takes {size.min} or more" if size.min > 1 else ""
     limits += f", at most {size.max}" if size.max is not None else ""
+    limits += "; others are refused" if manifest.task == TEXTURE else ""
     total = len(manifest.variants) + len(manifest.files)
-    print(f"{manifest.name}: {manifest.task}, output {manifest.scale}x the input's size")
     print(f"  frame sizes   {limits}")
     print(f"  tiles         {_tile_figures(manifest)}")
     if manifest.memory_per_pixel is not None:
@@ -407,7 +527,8 @@ def _info(arguments: argparse.Namespace) -> int:
     for variant in manifest.variants:
         print(f"  {variant.file:<18} {variant.precision}, {variant.bytes / 1e6:.2f} MB")
         for row in variant.parity:
-            figures = ", ".join(_figure(key, value) for key, value in row.photographs.items())
+            measured = row.photographs or row.noise
+            figures = ", ".join(_figure(key, value) for key, value in measured.items())
             verdict = "passed" if row.passed else "FAILED"
             print(f"    {row.backend:<16} {row.compute:<5} {verdict}  {figures}")
     print(f"  files         {total} of {total} have the hash that manifest.json says")
@@ -417,7 +538,10 @@ def _info(arguments: argparse.Namespace) -> int:
 def _tile_figures(manifest: Manifest) -> str:
     """Say for people whether a bundle can be run in tiles."""
     from topcoat.runtime import _tiles
+    from topcoat.runtime.bundle import TEXTURE
 
+    if manifest.task == TEXTURE:
+        return "no: the edges of a texture meet; repeat a smaller one instead"
     if manifest.size.halo is None:
         return "no: the network looks at the whole frame, or the bundle does not say how far"
     if not _tiles.can_tile(manifest.size):

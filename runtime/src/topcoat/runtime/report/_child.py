@@ -35,7 +35,7 @@ def main() -> None:
     )
     loaded = time.perf_counter_ns()
 
-    frames = _frames(task["width"], task["height"])
+    frames = _frames(task["width"], task["height"], noise=model.task == "texture")
     scale = model.manifest.scale
     import numpy as np
 
@@ -77,10 +77,17 @@ def main() -> None:
     print(json.dumps(result))
 
 
-def _frames(width: int, height: int) -> list[Any]:
-    """Return four different frames, smooth with some detail: no cache can know the next one."""
+def _frames(width: int, height: int, *, noise: bool) -> list[Any]:
+    """Return four different frames, smooth with some detail: no cache can know the next one.
+
+    Of noise instead for a texture, which is made from it.
+    """
     import numpy as np
 
+    if noise:
+        from topcoat.runtime import noise_frame
+
+        return [noise_frame(height, width, seed) for seed in range(4)]
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     frames = []
     for turn in range(4):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
+from topcoat.runtime.bundle import TEXTURE
 from topcoat.runtime.report import _plots
 from topcoat.runtime.report._measure import BUDGETS_MS, COLD_PARTS, Cell, Report, percent
 
@@ -189,7 +190,8 @@ def _share(share: float) -> str:
 def _settings(report: Report) -> dict[str, str]:
     manifest = report.manifest
     facts = {
-        "bundle": f"{manifest.name}, {manifest.task}, output {manifest.scale}x",
+        "bundle": f"{manifest.name}, {manifest.task}, "
+        + ("made from noise" if manifest.task == TEXTURE else f"output {manifest.scale}x"),
         "threads": str(report.settings.threads),
         "per cell": f"{report.settings.seconds:g} s in {report.settings.rounds} rounds",
     }

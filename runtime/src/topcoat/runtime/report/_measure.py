@@ -17,14 +17,17 @@ from typing import Any
 import numpy as np
 
 from topcoat.runtime._errors import BackendError
+from topcoat.runtime._textures import nearest_texture_size
 from topcoat.runtime.backends import all_backends
-from topcoat.runtime.bundle import Manifest
+from topcoat.runtime.bundle import TEXTURE, Manifest
 
 BUDGETS_MS = {"60 Hz": 1000 / 60, "120 Hz": 1000 / 120}
 LEAST_FRAMES = 2
 """Frames per process however long one takes."""
 RESULT_SIZES = ((640, 360), (1280, 720), (1920, 1080))
 """(width, height) of the results that are measured by default."""
+TEXTURE_SIDES = (256, 512, 1024)
+"""Of the square textures that are measured by default, or the nearest that the bundle makes."""
 COLD_PARTS = ("interpreter", "import", "engine", "load", "first_frame")
 
 
@@ -182,8 +185,11 @@ def default_sizes(manifest: Manifest) -> tuple[tuple[int, int], ...]:
 
     Results of 640x360, 1280x720 and 1920x1080 at every scale: what is shown has to be ready 60 or
     120 times a second, and 1080p through a x4 network would be 8K, which few displays show. Frames
-    that are larger than the network takes are left out, but for the smallest.
+    that are larger than the network takes are left out, but for the smallest. Of textures, squares.
     """
+    if manifest.task == TEXTURE:
+        squares = (nearest_texture_size(side, side, manifest.size) for side in TEXTURE_SIDES)
+        return tuple(dict.fromkeys(squares))
     sizes = [(width // manifest.scale, height // manifest.scale) for width, height in RESULT_SIZES]
     most = manifest.size.max
     return tuple(size for size in sizes if most is None or max(size) <= most) or (sizes[0],)
