@@ -107,11 +107,11 @@ def test_the_fixed_noise_repeats_over_large_frames_and_travels_with_the_weights(
     network = _network(content=True, norm="batch")
     assert isinstance(network, Ulyanov)
     assert network.state_dict()["tile"].shape == (1, 3, 256, 256)
-    noise = network._noise(torch.zeros(2, 3, 264, 520))
-    assert noise.shape == (2, 3, 264, 520)
-    assert torch.equal(noise[..., 256:, :], noise[..., :8, :])
-    assert torch.equal(noise[..., 256:512], noise[..., :256])
-    assert torch.equal(noise[..., 512:], noise[..., :8])
+    for side in (8, 264, 520):
+        view = network._views(torch.zeros(2, 3, side, 264))[0][:, 3:]
+        assert view.shape == (2, 3, side, 264)
+        assert torch.equal(view[..., 256:, :], view[..., : max(0, side - 256), :][..., :264, :])
+        assert torch.equal(view[..., 256:], view[..., :8])
 
 
 def test_without_noise_a_style_network_is_a_function_of_the_photograph_alone() -> None:
