@@ -71,6 +71,7 @@ def test_running_a_bundle_loads_no_training_framework(
     [
         "topcoat --help",
         "topcoat run --help",
+        "topcoat texture --help",
         "topcoat info --help",
         "topcoat explain --help",
         "bench-latency --help",
