@@ -2,6 +2,7 @@
 
 from topcoat.train.losses.content import content_loss
 from topcoat.train.losses.conversion import relative_style_weight
+from topcoat.train.losses.diversity import diversity
 from topcoat.train.losses.features import (
     LossNetwork,
     find_loss_weights,
@@ -22,6 +23,7 @@ __all__ = [
     "StyleTarget",
     "SuperResolutionLoss",
     "content_loss",
+    "diversity",
     "find_loss_weights",
     "gram_matrix",
     "histogram_loss",

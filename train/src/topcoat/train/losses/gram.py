@@ -106,7 +106,7 @@ def style_loss(
     channels = gram.shape[-1]
     # With G = FFᵀ/(CHW) in hand every form is a factor: (4N²M²)⁻¹Σ(NM·ΔG)² is a quarter of ΣΔG².
     if form == "relative":
-        return squares / target.square().sum()
+        return squares / target.square().sum().clamp_min(1e-20)  # a silent layer has no energy
     if form in ("absolute", "johnson2016-code"):
         return squares / channels**2
     if form in ("johnson2016", "gatys-notebook"):

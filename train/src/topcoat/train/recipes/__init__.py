@@ -7,6 +7,7 @@ from topcoat.train.recipes._base import (
     difference,
     recipe,
 )
+from topcoat.train.recipes.optimize import OPTIMIZE_RECIPES, STARTS, OptimizeRecipe
 from topcoat.train.recipes.perceptual import PerceptualRecipe
 from topcoat.train.recipes.style import STYLE_RECIPES, StyleRecipe
 from topcoat.train.recipes.super_resolution import (
@@ -14,15 +15,21 @@ from topcoat.train.recipes.super_resolution import (
     SuperResolutionRecipe,
     check_blur,
 )
+from topcoat.train.recipes.texture import TEXTURE_RECIPES, TextureRecipe
 
 __all__ = [
+    "OPTIMIZE_RECIPES",
     "SR_RECIPES",
+    "STARTS",
     "STYLE_RECIPES",
+    "TEXTURE_RECIPES",
     "LossRecipe",
+    "OptimizeRecipe",
     "PerceptualRecipe",
     "Recipe",
     "StyleRecipe",
     "SuperResolutionRecipe",
+    "TextureRecipe",
     "TrainingRecipe",
     "check_blur",
     "difference",

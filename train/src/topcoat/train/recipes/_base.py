@@ -28,6 +28,8 @@ class Recipe:
 
     title: ClassVar[str] = "recipe"
     """How help calls the fields that a class of recipes adds."""
+    without: ClassVar[tuple[str, ...]] = ()
+    """Inherited fields that recipes of this kind have no use for, and no options."""
 
     name: str = setting("modern", "name of the recipe that the run started from")
 
@@ -69,7 +71,7 @@ class Recipe:
 
     def idle_fields(self) -> set[str]:
         """Fields that this recipe has no use for: settings of other networks, say."""
-        return set()
+        return set(self.without)
 
     def owners(self, fields: Collection[str]) -> list[str]:
         """What the given fields would belong to, if anything: names of other networks."""
@@ -118,8 +120,10 @@ class TrainingRecipe(LossRecipe):
     steps: int = setting(4000, "optimiser steps")
     batch: int = setting(4, "pictures per step, over all processes")
     learning_rate: float = setting(2e-3, "Adam's step size at its highest")
-    schedule: Literal["constant", "cosine"] = setting(
-        "cosine", "cosine: short warm-up, then down to zero by the last step"
+    schedule: Literal["constant", "cosine", "ulyanov2016", "ulyanov2017"] = setting(
+        "cosine",
+        "cosine: short warm-up, then down to zero by the last step; ulyanov2016: x 0.7 at step "
+        "1000 and every 200 after; ulyanov2017: x 0.8 every 2000",
     )
     precision: Literal["auto", "fp32", "bf16"] = setting(
         "auto", "auto: bf16 autocast where the processor computes in it, else fp32"
