@@ -172,7 +172,7 @@ def _tiled(noise: Tensor, like: Tensor) -> Tensor:
         torch.arange(side, device=like.device) % period
         for side, period in zip(like.shape[2:], noise.shape[2:], strict=True)
     )
-    return noise.index_select(2, rows).index_select(3, columns).expand(len(like), -1, -1, -1)
+    return noise.index_select(2, rows).index_select(3, columns).expand(like.shape[0], -1, -1, -1)
 
 
 class _Join(nn.Module):
