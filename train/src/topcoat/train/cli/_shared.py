@@ -29,16 +29,37 @@ TRYING_OUT = (
 
 
 def add_run_options(
-    run: argparse._ArgumentGroup, recipes: Mapping[str, Recipe], *, output: str
+    run: argparse._ArgumentGroup,
+    recipes: Mapping[str, Recipe],
+    *,
+    output: str,
+    photographs: bool = True,
 ) -> None:
-    """Add the options of every training run; ``output`` is how help names the default file."""
-    run.add_argument(
-        "--content",
-        type=Path,
-        metavar="DIR",
-        help="folder tree of photographs (jpg, png, webp); without it, the six photographs that "
-        "scikit-image carries: for trying out",
-    )
+    """Add the options of every training run.
+
+    Args:
+        run: the group to add to.
+        recipes: that ``--recipe`` can name.
+        output: how help names the default file.
+        photographs: whether it trains on photographs, which have to be found and decoded.
+    """
+    if photographs:
+        run.add_argument(
+            "--content",
+            type=Path,
+            metavar="DIR",
+            help="folder tree of photographs (jpg, png, webp); without it, the six photographs "
+            "that scikit-image carries: for trying out",
+        )
+        run.add_argument(
+            "--workers",
+            type=int,
+            default=1,
+            metavar="N",
+            help="picture-decoding processes (default: 1)",
+        )
+    else:
+        run.set_defaults(workers=0)
     run.add_argument(
         "--recipe",
         metavar="NAME",
@@ -60,13 +81,6 @@ def add_run_options(
         type=Path,
         metavar="FILE",
         help="weights of the loss network; else TOPCOAT_VGG16_WEIGHTS, torch's hub cache, download",
-    )
-    run.add_argument(
-        "--workers",
-        type=int,
-        default=1,
-        metavar="N",
-        help="picture-decoding processes (default: 1)",
     )
     run.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
     run.add_argument(
@@ -188,21 +202,26 @@ def resolve(args: argparse.Namespace, among: Mapping[str, R]) -> R:
     return resolved
 
 
-def training_command(
+def recipe_command(
     command: str,
     parser: argparse.ArgumentParser,
-    recipes: Mapping[str, T],
-    train: Callable[[argparse.Namespace, T], int],
+    recipes: Mapping[str, R],
+    act: Callable[[argparse.Namespace, R], int],
     argv: Sequence[str] | None,
+    *,
+    imply: Callable[[argparse.Namespace], None] = lambda _: None,
+    interrupted: str = "checkpoints written so far are kept",
 ) -> int:
-    """What the ``main`` of every training command does; returns the exit code.
+    """What the ``main`` of every command with recipes does; returns the exit code.
 
     Args:
         command: its name.
         parser: with the options of this module, ``--list-styles`` being optional.
         recipes: that ``--recipe`` can name.
-        train: what is left to do with the resolved recipe.
+        act: what is left to do with the resolved recipe.
         argv: the command line; None: the process's.
+        imply: sets recipe fields that other options imply, before the recipe is resolved.
+        interrupted: what Ctrl-C leaves behind.
     """
     args = parser.parse_args(argv)
 
@@ -216,14 +235,31 @@ def training_command(
 
             print("\n".join(f"{name:10} {text}" for name, (_, text) in STYLES.items()))
             return 0
+        imply(args)
         resolved = resolve(args, recipes)
         if args.show_recipe:
             print(json.dumps(resolved.to_dict(), indent=2))
             return 0
+        return act(args, resolved)
+
+    return run(command, action, interrupted)
+
+
+def training_command(
+    command: str,
+    parser: argparse.ArgumentParser,
+    recipes: Mapping[str, T],
+    train: Callable[[argparse.Namespace, T], int],
+    argv: Sequence[str] | None,
+    imply: Callable[[argparse.Namespace], None] = lambda _: None,
+) -> int:
+    """What the ``main`` of every training command does; see :func:`recipe_command`."""
+
+    def act(args: argparse.Namespace, resolved: T) -> int:
         check_run_options(args)
         return train(args, resolved)
 
-    return run(command, action)
+    return recipe_command(command, parser, recipes, act, argv, imply=imply)
 
 
 def check_run_options(args: argparse.Namespace) -> None:
@@ -290,6 +326,8 @@ def begin(
     if checkpoint is not None and args.steps is None:
         steps = int(checkpoint.recipe.get("steps", resolved.steps))
         resolved = dataclasses.replace(resolved, steps=steps)
+    own = getattr(args, "content", None) or getattr(args, "targets", None)
+    trying_out = "content" in args and own is None and checkpoint is None
     settings = RunSettings(
         output=output,
         checkpoint_every=args.checkpoint_every,
@@ -300,7 +338,7 @@ def begin(
         tensorboard=args.tensorboard,
         keep_state=not args.drop_state,
         quiet=args.quiet,
-        opening=TRYING_OUT if args.content is None and checkpoint is None else "",
+        opening=TRYING_OUT if trying_out else "",
     )
     return checkpoint, resolved, settings
 
@@ -351,7 +389,7 @@ def recipe_table(recipes: Mapping[str, Recipe]) -> str:
     wide = max(map(len, rows[names[0]])) + 1
     lines = [f"  {'':{wide}}" + "".join(f"{name:32}" for name in names).rstrip()]
     for field in rows[names[0]]:
-        if field == "name":
+        if field == "name" or field in first.without:
             continue
         cells = []
         for name in names:
@@ -401,8 +439,9 @@ def leave(code: int) -> None:
 
 
 def _fields(cls: type[Recipe]) -> "list[dataclasses.Field[Any]]":
-    """All but the name, which ``--recipe`` decides."""
-    return [entry for entry in dataclasses.fields(cls) if entry.name != "name"]
+    """All but the name, which ``--recipe`` decides, and what this kind of recipe has no use for."""
+    hidden = {"name", *cls.without}
+    return [entry for entry in dataclasses.fields(cls) if entry.name not in hidden]
 
 
 def _option(field: str) -> str:

@@ -1,0 +1,154 @@
+"""Many photographs optimised towards one style: pairs that a network can be fitted to."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from topcoat.train._errors import OutputError, PictureError
+from topcoat.train._files import written_whole
+from topcoat.train.data import find_pictures
+from topcoat.train.losses import perceptual_network
+from topcoat.train.optimize import OptimizeRun, optimize_image
+from topcoat.train.pictures import file_sha256, open_photograph, resize_longer_side
+from topcoat.train.recipes import OptimizeRecipe
+
+FORMAT = "topcoat-pairs"
+FORMAT_VERSION = 1
+
+
+@dataclass(kw_only=True)
+class BatchOutcome:
+    """What a batch left behind."""
+
+    folder: Path
+    done: int
+    """Pairs in the folder now."""
+    asked: int
+    """Photographs there were."""
+    finished: bool
+    """False if it was interrupted; the same command goes on."""
+    skipped: list[str] = field(default_factory=list)
+    """Photographs that could not be used, with reasons."""
+
+
+def optimize_batch(
+    run: OptimizeRun,
+    photographs: Path,
+    on_picture: Callable[[int, int, Path], None] = lambda *_: None,
+) -> BatchOutcome:
+    """Optimise every photograph of a folder tree into a folder of pairs.
+
+    ``photo/NAME.png`` is the photograph at the size worked at, ``target/NAME.png`` what became of
+    it, ``pairs.json`` lists them with style, recipe and losses. It is written after every picture:
+    an interrupted batch goes on where it was when the same command is given again.
+
+    Args:
+        run: as for one picture, without its photograph; its output is the folder.
+        photographs: folder of the photographs.
+        on_picture: is told number, count and path of what is about to be done.
+
+    Raises:
+        ContentError: no photographs there.
+        OutputError: the folder holds pairs of another style or recipe, or cannot be written.
+        TopcoatError: see :func:`optimize_image`.
+    """
+    folder, recipe = run.settings.output, run.recipe
+    paths = find_pictures(photographs)
+    names = unique_names([path.relative_to(photographs) for path in paths])
+    style = [
+        {"name": s.picture.name, "sha256": s.picture.sha256, "size": list(s.picture.image.size)}
+        for s in run.styles
+    ]
+    head = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "style": style[0],
+        "styles": style,
+        "recipe": recipe.to_dict(),
+    }
+    listing = folder / "pairs.json"
+    pairs = _pairs_so_far(listing, head)
+    network = run.network or perceptual_network(recipe, run.loss_weights)[0]
+    outcome = BatchOutcome(folder=folder, done=0, asked=len(paths), finished=True)
+    for number, (path, name) in enumerate(zip(paths, names, strict=True), start=1):
+        digest = file_sha256(path)
+        if name in pairs and pairs[name]["photo_sha256"] == digest:
+            continue
+        on_picture(number, len(paths), path)
+        target = folder / "target" / f"{name}.png"
+        settings = dataclasses.replace(
+            run.settings, output=target, preview_every=0, prefix=f"{number}/{len(paths)} "
+        )
+        try:
+            result = optimize_image(
+                dataclasses.replace(run, content=path, settings=settings, network=network)
+            )
+        except PictureError as error:
+            outcome.skipped.append(str(error))
+            continue
+        if not result.finished:
+            if result.state is not None:
+                result.state.unlink()  # one picture is short: it begins again
+            outcome.finished = False
+            break
+        _write_photo(path, recipe, result.size, folder / "photo" / f"{name}.png")
+        pairs[name] = {"name": name, "photo_sha256": digest, "losses": result.losses}
+        _write(listing, {**head, "pairs": list(pairs.values())})
+    outcome.done = len(pairs)
+    return outcome
+
+
+def unique_names(paths: list[Path]) -> list[str]:
+    """Names for pictures of a folder tree, without suffix, all different.
+
+    >>> unique_names([Path("a.jpg"), Path("b/a.jpg"), Path("a.png")])
+    ['a', 'b-a', 'a-2']
+    """
+    names: list[str] = []
+    for path in paths:
+        stem = "-".join(path.with_suffix("").parts)
+        name, number = stem, 2
+        while name in names:
+            name, number = f"{stem}-{number}", number + 1
+        names.append(name)
+    return names
+
+
+def _pairs_so_far(listing: Path, head: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    if not listing.exists():
+        return {}
+    try:
+        content = json.loads(listing.read_text())
+        same = all(content[key] == head[key] for key in head)
+        pairs = {str(pair["name"]): dict(pair) for pair in content["pairs"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        raise OutputError(
+            f"{listing} is there and cannot be read; give another folder with --output"
+        ) from None
+    if not same:
+        raise OutputError(
+            f"{listing.parent} holds pairs of another style or recipe; give another folder with "
+            "--output, or the same style and settings to go on"
+        )
+    return pairs
+
+
+def _write_photo(path: Path, recipe: OptimizeRecipe, size: tuple[int, int], to: Path) -> None:
+    photo = resize_longer_side(open_photograph(path), recipe.size)
+    assert photo.size == size
+    try:
+        with written_whole(to) as file:
+            photo.save(file, "PNG")
+    except OSError as error:
+        raise OutputError(f"cannot write {to}: {error.strerror}; free space") from None
+
+
+def _write(path: Path, values: dict[str, Any]) -> None:
+    try:
+        with written_whole(path) as file:
+            file.write((json.dumps(values, indent=2) + "\n").encode())
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}; free space") from None
