@@ -18,6 +18,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -72,7 +73,7 @@ class Sample:
     """One training picture, or what could be had in its place."""
 
     pixels: Tensor
-    """(crop, crop, 3) uint8; empty if no picture of the folder could be used."""
+    """(crop, crop, C) uint8; empty if no picture of the folder could be used."""
     broken: tuple[str, ...]
     """Files that were asked for first and could not be used: ``path: reason``."""
 
@@ -112,13 +113,17 @@ class Photographs(Dataset[Sample]):
         for offset in range(count):
             path = self.pictures[self._order[(position + offset) % count]]
             try:
-                pixels = self._cut(path, rng)
+                pixels = self._pixels(path, rng)
             except PictureError as error:
                 broken.append(str(error))
                 continue
-            return Sample(torch.from_numpy(to_array(pixels).copy()), tuple(broken))
+            return Sample(torch.from_numpy(pixels.copy()), tuple(broken))
         # Not raised here: out of a worker process an error comes as a traceback in a string.
         return Sample(torch.empty(0), tuple(broken))
+
+    def _pixels(self, path: Path, rng: np.random.Generator) -> NDArray[np.uint8]:
+        """One sample of a file, (crop, crop, C): what other kinds of samples replace."""
+        return to_array(self._cut(path, rng))
 
     def _cut(self, path: Path, rng: np.random.Generator) -> Image.Image:
         side = self.crop
@@ -199,7 +204,7 @@ def require_usable(pictures: Sequence[Path], batch: int) -> None:
 
 
 def batches(
-    dataset: Photographs,
+    dataset: Dataset[Sample],
     steps: range,
     batch: int,
     *,
@@ -210,7 +215,7 @@ def batches(
     """Yield this process's share of every step's batch.
 
     Args:
-        dataset: the photographs.
+        dataset: the photographs, or noise frames; asked for samples by number.
         steps: numbers of the steps to run; step ``s`` takes samples ``s*batch … s*batch+batch-1``.
         batch: pictures per step over all processes; a multiple of ``processes``.
         workers: decoding processes; 0 decodes in this one.
@@ -218,7 +223,7 @@ def batches(
         processes: how many share the work.
 
     Yields:
-        (batch/processes, 3, crop, crop) uint8, channels-last in memory, and messages about files
+        (batch/processes, C, crop, crop) uint8, channels-last in memory, and messages about files
         that could not be used.
 
     Raises:

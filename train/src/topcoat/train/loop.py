@@ -24,11 +24,12 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from topcoat.train._errors import CheckpointError, DivergenceError, OutputError, RecipeError
 from topcoat.train.checkpoint import Checkpoint, save_checkpoint
-from topcoat.train.data import Photographs, batches
+from topcoat.train.data import Sample, batches
 from topcoat.train.networks import FrameNetwork
 from topcoat.train.recipes import TrainingRecipe
 
@@ -42,10 +43,10 @@ class Task:
     """What differs between the methods."""
 
     kind: str
-    """``style`` or ``super-resolution``; goes into the checkpoint."""
+    """``style``, ``super-resolution`` or ``texture``; goes into the checkpoint."""
     network: FrameNetwork
     loss: Callable[[FrameNetwork | nn.Module, Tensor], dict[str, Tensor]]
-    """(network, (B, 3, H, W) float in [0, 1]) -> scalars, ``total`` among them."""
+    """(network, (B, C, H, W) float in [0, 1], as sampled) -> scalars, ``total`` among them."""
     modules: list[nn.Module]
     """What ``loss`` holds besides the network; moved to the device with it."""
     preview: Callable[[FrameNetwork], Image.Image] | None
@@ -121,7 +122,7 @@ def resolve_precision(asked: str, device: torch.device) -> str:
 
 def train(
     task: Task,
-    dataset: Photographs,
+    dataset: Dataset[Sample],
     settings: RunSettings,
     recipe: TrainingRecipe,
     *,
@@ -133,7 +134,7 @@ def train(
 
     Args:
         task: network, losses, preview.
-        dataset: the photographs.
+        dataset: the photographs, or noise frames; asked for samples by number.
         settings: where to write and how often.
         recipe: steps, batch, learning rate, schedule, precision, seed; stored whole.
         resume: continue from here.
@@ -183,7 +184,7 @@ def train(
         )
     started = time.perf_counter()
     durations: list[float] = []
-    interrupt = _Interrupt()
+    interrupt = Interrupt()
     bar = tqdm(
         total=steps,
         initial=run.step,
@@ -294,6 +295,10 @@ def _schedule(kind: str, step: int, steps: int) -> float:
     """Share of the highest learning rate at a step."""
     if kind == "constant":
         return 1.0
+    if kind == "ulyanov2016":  # arXiv:1603.03417; the authors' code has 0.8 every 300
+        return 1.0 if step < 1000 else float(0.7 ** (1 + (step - 1000) // 200))
+    if kind == "ulyanov2017":  # the authors' later code
+        return float(0.8 ** (step // 2000))
     warm = min(1.0, (step + 1) / min(_WARM_UP, steps))
     return warm * 0.5 * (1 + math.cos(math.pi * step / steps))
 
@@ -483,7 +488,7 @@ class _Run:
             self.network.train()
 
 
-class _Interrupt:
+class Interrupt:
     """Turn Ctrl-C and SIGTERM into a flag that the loop reads between steps."""
 
     def __init__(self) -> None:
@@ -491,7 +496,7 @@ class _Interrupt:
         self.closing = False
         self._previous: dict[int, Any] = {}
 
-    def __enter__(self) -> "_Interrupt":
+    def __enter__(self) -> "Interrupt":
         with contextlib.suppress(ValueError):  # only the main thread may set handlers
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._previous[number] = signal.signal(number, self._note)

@@ -24,7 +24,7 @@ from topcoat.train.style_pictures import StylePicture
 
 R = TypeVar("R", bound=TrainingRecipe)
 
-COMMANDS = {"style": "train-style", "super-resolution": "train-sr"}
+COMMANDS = {"style": "train-style", "super-resolution": "train-sr", "texture": "train-texture"}
 """Task of a checkpoint -> the command that made it and resumes it."""
 
 
@@ -133,10 +133,15 @@ def describe_picture(resume: Checkpoint | None, picture: StylePicture | None) ->
         assert resume is not None
         return resume.style
     return {
-        "name": re.sub(r"[^\w.-]+", "-", picture.name),
+        "name": picture_name(picture.name),
         "sha256": picture.sha256,
         "size": list(picture.image.size),
     }
+
+
+def picture_name(name: str) -> str:
+    """A picture's name, made safe as a file's."""
+    return re.sub(r"[^\w.-]+", "-", name)
 
 
 def target_state(target: StyleTarget) -> dict[str, Any]:

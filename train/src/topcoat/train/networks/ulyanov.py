@@ -128,51 +128,32 @@ class Ulyanov(FrameNetwork):
     def _views(self, frame: Tensor) -> list[Tensor]:
         """What each scale looks at, finest first: (B, 3 or 6, H / 2**k, W / 2**k) in [-1, 1]."""
         scales = range(self.settings.scales)
-        cells = _cells(2 * frame - 1, self.size_multiple)
+        centred = 2 * frame - 1
         if not self.settings.content:
-            return [_every(cells, k) for k in scales]
-        pooled = [_pooled(cells, k) for k in scales]
+            return [_every(centred, k) for k in scales]
+        pooled = [centred]
+        for _ in scales[1:]:
+            pooled.append(F.avg_pool2d(pooled[-1], 2))
         if not self.settings.noise:
             return pooled
-        noise = torch.rand_like(frame) if self.training else self.tile.to(frame.dtype)
-        cells = _cells(2 * noise - 1, self.size_multiple)
-        return [torch.cat([pooled[k], _tiled(_every(cells, k), pooled[k])], 1) for k in scales]
+        noise = 2 * self._noise(frame) - 1
+        return [torch.cat([pooled[k], _every(noise, k)], 1) for k in scales]
+
+    def _noise(self, frame: Tensor) -> Tensor:
+        """Noise for a photograph: (B, 3, H, W), uniform in [0, 1]."""
+        if self.training:
+            return torch.rand_like(frame)
+        rows, columns = (
+            torch.arange(side, device=frame.device) % _TILE for side in frame.shape[2:]
+        )
+        noise = self.tile.to(frame.dtype).index_select(2, rows).index_select(3, columns)
+        return noise.expand(frame.shape[0], -1, -1, -1)
 
 
-# Every size below is a number of cells times a constant. An exporter for frames of any size has to
-# prove sizes equal; from slices of a frame it would have to reason about rounding, which takes it
-# an hour for five scales, and this way seconds.
-
-
-def _cells(frame: Tensor, side: int) -> Tensor:
-    """(B, C, H, W) -> (B, C, H/side, side, W/side, side)."""
-    batch, channels, height, width = frame.shape
-    return frame.reshape(batch, channels, height // side, side, width // side, side)
-
-
-def _every(cells: Tensor, k: int) -> Tensor:
-    """Every 2**k-th pixel from 2**(k-1) on; all of them for k = 0."""
-    batch, channels, rows, side, columns, _ = cells.shape
-    step, offset = 2**k, 2**k // 2
-    picked = cells[:, :, :, offset::step, :, offset::step]
-    return picked.reshape(batch, channels, rows * (side // step), columns * (side // step))
-
-
-def _pooled(cells: Tensor, k: int) -> Tensor:
-    """The mean of every 2**k x 2**k pixels."""
-    batch, channels, rows, side, columns, _ = cells.shape
-    step, count = 2**k, side // 2**k
-    blocks = cells.reshape(batch, channels, rows * count, step, columns * count, step)
-    return blocks.mean((3, 5))
-
-
-def _tiled(noise: Tensor, like: Tensor) -> Tensor:
-    """Noise repeated, or cut, to the batch and size of ``like``."""
-    rows, columns = (
-        torch.arange(side, device=like.device) % period
-        for side, period in zip(like.shape[2:], noise.shape[2:], strict=True)
-    )
-    return noise.index_select(2, rows).index_select(3, columns).expand(like.shape[0], -1, -1, -1)
+def _every(frame: Tensor, k: int) -> Tensor:
+    """Every 2**k-th pixel from 2**(k-1) on; the whole frame for k = 0."""
+    offset = 2**k // 2
+    return frame[:, :, offset :: 2**k, offset :: 2**k]
 
 
 class _Join(nn.Module):
@@ -188,14 +169,12 @@ class _Join(nn.Module):
 
     def forward(self, coarser: Tensor, finer: Tensor) -> Tensor:
         """(B, C, H/2, W/2) and (B, D, H, W) -> (B, C+D, H, W)."""
-        # To the finer one's size, not by a factor, so that the sizes need no proof either.
-        height, width = finer.shape[2:]
         if self.bilinear:
             # Over the edges as a convolution sees them, so that what is periodic stays so.
-            size = (height + 4, width + 4)
-            large = F.interpolate(self.pad(coarser), size, mode="bilinear")[:, :, 2:-2, 2:-2]
+            large = F.interpolate(self.pad(coarser), scale_factor=2, mode="bilinear")
+            large = large[:, :, 2:-2, 2:-2]
         else:
-            large = F.interpolate(coarser, (height, width), mode="nearest")
+            large = F.interpolate(coarser, scale_factor=2, mode="nearest")
         joined: Tensor = self.body(torch.cat([self.coarser(large), self.finer(finer)], 1))
         return joined
 
