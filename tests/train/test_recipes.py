@@ -39,7 +39,12 @@ def test_fields_of_other_networks_and_losses_are_idle() -> None:
     assert {"kernels", "norm", "tv_form"} == SR_RECIPES["modern"].idle_fields()
     assert {"blocks", "norm", "feature_layer"} <= SR_RECIPES["srcnn"].idle_fields()
     assert "pixel_form" in SR_RECIPES["johnson2016-sr"].idle_fields()
-    assert STYLE_RECIPES["modern"].idle_fields() == {"histogram_layers", "histogram_samples"}
+    modern = STYLE_RECIPES["modern"]
+    assert {"histogram_layers", "histogram_samples", "scales"} <= modern.idle_fields()
+    assert not {"blocks", "norm", "style_layers"} & modern.idle_fields()
+    pyramid = replace(modern, network="ulyanov")
+    assert {"blocks", "form", "width"} <= pyramid.idle_fields()
+    assert not {"scales", "norm", "upsampling"} & pyramid.idle_fields()
 
 
 def test_the_difference_of_two_recipes_lists_exactly_what_differs() -> None:
@@ -71,6 +76,17 @@ def test_a_field_out_of_range_says_what_is_wanted(
     changes: dict[str, Any] = {field: value}
     with pytest.raises(RecipeError, match=complaint):
         replace(STYLE_RECIPES["modern"], **changes)
+
+
+def test_the_pyramid_s_crop_is_a_multiple_of_its_coarsest_pixel() -> None:
+    with pytest.raises(RecipeError, match=r"multiple of 32 of at least 64 for 6 scales.*try 224"):
+        replace(STYLE_RECIPES["modern"], network="ulyanov", crop=252)
+    # Of the paper's form, whose crop must exceed its padding, only the network of that form is.
+    pyramid = replace(STYLE_RECIPES["johnson2016"], network="ulyanov", scales=4, crop=32)
+    assert pyramid.network_settings() == {
+        **{"scales": 4, "width": 8, "norm": "batch", "activation": "relu", "noise": False},
+        **{"upsampling": "bilinear", "padding": "replicate", "content": True},
+    }
 
 
 def test_the_paper_s_form_needs_a_crop_larger_than_its_padding() -> None:

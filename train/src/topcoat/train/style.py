@@ -1,20 +1,30 @@
 """Style training: what the shared loop needs to know about repainting photographs."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image, ImageDraw
+from torch import Tensor, nn
 
-from topcoat.train._errors import RecipeError
+from topcoat.train._errors import CheckpointError, ContentError, PictureError, RecipeError
 from topcoat.train.checkpoint import Checkpoint
-from topcoat.train.data import Photographs, require_usable
+from topcoat.train.data import Photographs, fingerprint, require_usable
 from topcoat.train.frames import frame_tensor, run_network
 from topcoat.train.loop import Outcome, RunSettings, Task, train
-from topcoat.train.losses import PerceptualLoss, perceptual_network, style_target
+from topcoat.train.losses import PerceptualLoss, perceptual_network, pixel_loss, style_target
 from topcoat.train.networks import FrameNetwork, build_network
-from topcoat.train.pictures import resize_longer_side
-from topcoat.train.recipes import StyleRecipe
+from topcoat.train.pairs import (
+    PairedPhotographs,
+    Pairs,
+    check_pairs,
+    read_pairs,
+    require_decodable,
+)
+from topcoat.train.pictures import open_rgb, resize_longer_side
+from topcoat.train.recipes import StyleRecipe, check_supervision
 from topcoat.train.runs import (
     check_objective,
     check_picture,
@@ -23,7 +33,6 @@ from topcoat.train.runs import (
     describe_picture,
     probe_pictures,
     resumed_target,
-    run_state,
     stored_recipe,
     target_state,
 )
@@ -37,10 +46,14 @@ class StyleRun:
     """What the user asks for."""
 
     style: str | None
-    """Path or built-in name; None when resuming, which keeps the picture's Gram matrices."""
+    """Path or built-in name; None when resuming, which keeps the picture's Gram matrices, or if
+    targets alone are learnt."""
     content: Path | None
     """Folder of photographs; None for scikit-image's, to try things out."""
     recipe: StyleRecipe
+    targets: Path | None = None
+    """Folder of pairs, instead of ``content``, if the recipe's supervision is not the style alone;
+    None when resuming, which remembers it."""
     loss_weights: Path | None = None
     resume: Checkpoint | None = None
     settings: RunSettings = field(default_factory=lambda: RunSettings(output=Path("style.pt")))
@@ -53,36 +66,123 @@ def train_style(run: StyleRun) -> Outcome:
         TopcoatError: any of its leaves; see :func:`topcoat.train.loop.train` and the readers.
     """
     recipe = stored_recipe(run.resume, run.recipe, "style")
+    check_supervision(
+        recipe,
+        style=run.style is not None,
+        content=run.content is not None,
+        targets=run.targets is not None,
+        resuming=run.resume is not None,
+    )
+    if run.loss_weights is not None and recipe.supervision == "targets":
+        raise RecipeError(
+            "--loss-weights would change nothing: the targets' loss compares pixels, no features; "
+            "leave it out"
+        )
     picture = None if run.style is None else load_style(run.style)
-    if picture is None and run.resume is None:
-        raise RecipeError("no style given; pass --style PICTURE or a name from --list-styles")
+    data = (_photographs if recipe.supervision == "style" else _pairs)(run, recipe, picture)
+    if run.resume is not None:
+        check_picture(run.resume, picture)
+    objective: PerceptualLoss | None = None
+    state: dict[str, Any] = {"loss_weights_sha256": None}
+    if recipe.supervision != "targets":
+        loss_network, weights = perceptual_network(recipe, run.loss_weights)
+        check_objective(run.resume, loss_network, weights)
+        target = resumed_target(run.resume, recipe)
+        if target is None:
+            assert picture is not None
+            scaled = frame_tensor(resize_longer_side(picture.image, recipe.style_size))
+            target = style_target(loss_network, [(scaled, 1.0)], recipe)
+        objective = PerceptualLoss(loss_network, [target], recipe, batch=recipe.batch)
+        state = {"loss_weights_sha256": loss_network.sha256(), **target_state(target)}
+    torch.manual_seed(recipe.seed)
+    task = Task(
+        kind="style",
+        network=build_network(recipe.network, recipe.network_settings()),
+        loss=_loss(objective, recipe),
+        modules=[] if objective is None else [objective],
+        preview=data.preview,
+        style=data.style,
+        state={**data.state, **state},
+    )
+    return train(task, data.samples, run.settings, recipe, resume=run.resume)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Data:
+    """What a run is trained on."""
+
+    samples: Photographs
+    style: dict[str, Any]
+    """What the checkpoint says of the style picture."""
+    state: dict[str, Any]
+    """What the checkpoint keeps to tell whether a resumed run is the same."""
+    preview: Callable[[FrameNetwork], Image.Image]
+
+
+def _photographs(run: StyleRun, recipe: StyleRecipe, picture: StylePicture | None) -> _Data:
     pictures, folder = content_pictures(run.content, run.resume)
     require_usable(pictures, recipe.batch)
     if run.resume is not None:
         check_resume(run.resume, recipe.steps, pictures)
-        check_picture(run.resume, picture)
-
-    loss_network, weights = perceptual_network(recipe, run.loss_weights)
-    check_objective(run.resume, loss_network, weights)
-    torch.manual_seed(recipe.seed)
-    network = build_network(recipe.network, recipe.network_settings())
-    target = resumed_target(run.resume, recipe)
-    if target is None:
-        assert picture is not None
-        scaled = frame_tensor(resize_longer_side(picture.image, recipe.style_size))
-        target = style_target(loss_network, [(scaled, 1.0)], recipe)
-    objective = PerceptualLoss(loss_network, [target], recipe, batch=recipe.batch)
-    task = Task(
-        kind="style",
-        network=network,
-        loss=lambda net, frames: objective(net(frames), frames),
-        modules=[objective],
-        preview=_Preview(picture, pictures if run.content else None),
+    return _Data(
+        samples=Photographs(pictures, recipe.crop, recipe.fit, recipe.seed),
         style=describe_picture(run.resume, picture),
-        state={**run_state(folder, pictures, loss_network), **target_state(target)},
+        state={"content": folder, "content_fingerprint": fingerprint(pictures)},
+        preview=_Preview(picture, pictures if run.content else None),
     )
-    dataset = Photographs(pictures, recipe.crop, recipe.fit, recipe.seed)
-    return train(task, dataset, run.settings, recipe, resume=run.resume)
+
+
+def _pairs(run: StyleRun, recipe: StyleRecipe, picture: StylePicture | None) -> _Data:
+    folder = run.targets
+    if folder is None:
+        assert run.resume is not None
+        stored = (run.resume.state or {}).get("targets")
+        if not stored:
+            raise CheckpointError(
+                "the checkpoint does not say where its pairs are; pass the folder with --targets"
+            )
+        folder = Path(stored)
+    pairs = read_pairs(folder, recipe.crop)
+    require_decodable(pairs)
+    if run.resume is not None:
+        check_resume(run.resume, recipe.steps, [])
+        check_pairs(run.resume, pairs)
+    elif picture is not None and picture.sha256 != pairs.style["sha256"]:
+        raise ContentError(
+            f"the pairs in {folder} were made with another style picture "
+            f"({pairs.style['name']!r}) than {picture.name!r}; pass that one with --style"
+        )
+    return _Data(
+        samples=PairedPhotographs(pairs.pairs, recipe.crop, recipe.seed),
+        style=pairs.style if picture is None else describe_picture(run.resume, picture),
+        state={"targets": str(folder.resolve()), "targets_fingerprint": pairs.fingerprint()},
+        preview=_PairsPreview(pairs),
+    )
+
+
+def _loss(
+    objective: PerceptualLoss | None, recipe: StyleRecipe
+) -> Callable[[FrameNetwork | nn.Module, Tensor], dict[str, Tensor]]:
+    """(network, batch) -> losses; a batch of pairs has the targets in channels 3 to 5."""
+
+    def style(network: FrameNetwork | nn.Module, frames: Tensor) -> dict[str, Tensor]:
+        assert objective is not None
+        return objective(network(frames), frames)  # type: ignore[no-any-return]
+
+    def targets(network: FrameNetwork | nn.Module, frames: Tensor) -> dict[str, Tensor]:
+        photos, wanted = (
+            part.contiguous(memory_format=torch.channels_last)
+            for part in (frames[:, :3], frames[:, 3:])
+        )
+        output = network(photos)
+        pixel = pixel_loss(output, wanted, recipe.target_form)
+        if objective is None:
+            return {"total": pixel, "pixel": pixel}
+        parts = objective(output, photos)
+        total = parts.pop("total") + recipe.target_weight * pixel
+        return {"total": total, **parts, "pixel": pixel}
+
+    return style if recipe.supervision == "style" else targets
 
 
 class _Preview:
@@ -109,4 +209,35 @@ class _Preview:
             sheet.paste(probe, (left, 0))
             sheet.paste(run_network(network, probe), (left, side + gap))
             left += side + gap
+        return sheet
+
+
+class _PairsPreview:
+    """Per probe pair a column: the photograph, what the network makes of it, the target."""
+
+    def __init__(self, pairs: Pairs) -> None:
+        self.probes: list[tuple[Image.Image, Image.Image]] = []
+        for pair in pairs.pairs:
+            try:
+                photo, target = open_rgb(pair.photo), open_rgb(pair.target)
+            except PictureError:
+                continue
+            width, height = (min(_PREVIEW_SIDE, side // 4 * 4) for side in photo.size)
+            left, top = (photo.width - width) // 2, (photo.height - height) // 2
+            box = (left, top, left + width, top + height)
+            self.probes.append((photo.crop(box), target.crop(box)))
+            if len(self.probes) == 3:
+                break
+
+    def __call__(self, network: FrameNetwork) -> Image.Image:
+        side, gap, margin = _PREVIEW_SIDE, 8, 56
+        size = (margin + len(self.probes) * (side + gap) - gap, 3 * (side + gap) - gap)
+        sheet = Image.new("RGB", size, "white")
+        draw = ImageDraw.Draw(sheet)
+        for row, name in enumerate(("photo", "network", "target")):
+            draw.text((4, row * (side + gap) + side // 2), name, "black")
+        for column, (photo, target) in enumerate(self.probes):
+            left = margin + column * (side + gap)
+            for row, picture in enumerate((photo, run_network(network, photo), target)):
+                sheet.paste(picture, (left, row * (side + gap)))
         return sheet

@@ -4,9 +4,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from topcoat.train._errors import RecipeError
 from topcoat.train.cli import _shared
-from topcoat.train.recipes import STYLE_RECIPES, StyleRecipe
+from topcoat.train.recipes import STYLE_RECIPES, StyleRecipe, check_supervision
 
 _EPILOG = """\
 examples:
@@ -16,6 +15,10 @@ examples:
       a built-in style, a narrower network (a quarter of the time per frame)
   train-style --style candy.jpg --content photos/ --strength 2 --style-size 768
       more style than content; larger strokes
+  train-style --targets pairs/
+      fit a network to photographs that optimize-image --batch has repainted
+  train-style --targets pairs/ --supervision both --style candy.jpg
+      hold it to those and to the style
   train-style --resume candy.pt
       go on after Ctrl-C, a crash or a kill
   torchrun --nproc-per-node 2 -m topcoat.train.cli.train_style --style candy.jpg --content photos/
@@ -38,6 +41,13 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--style", metavar="PICTURE", help="a picture file, or a name from --list-styles"
     )
+    run.add_argument(
+        "--targets",
+        type=Path,
+        metavar="PAIRS",
+        help="folder that optimize-image --batch made, to fit the network to, instead of --content "
+        "and, unless --supervision both is given, of --style",
+    )
     _shared.add_run_options(run, STYLE_RECIPES, output="STYLE.pt")
     look = top.add_argument_group("look")
     _shared.add_look_options(look)
@@ -48,13 +58,29 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
-    return _shared.training_command("train-style", parser(), STYLE_RECIPES, _train, argv)
+    return _shared.training_command("train-style", parser(), STYLE_RECIPES, _train, argv, _imply)
+
+
+def _imply(args: argparse.Namespace) -> None:
+    if args.targets is not None and args.supervision is None and args.resume is None:
+        args.supervision = "targets"
 
 
 def _train(args: argparse.Namespace, resolved: StyleRecipe) -> int:
-    if args.style is None and args.resume is None:
-        raise RecipeError("no style given; pass --style PICTURE or a name from --list-styles")
-    output = _shared.check_output(args, Path(args.style or "").stem + ".pt")
+    name = Path(args.style or "").stem
+    if args.resume is None:
+        check_supervision(
+            resolved,
+            style=args.style is not None,
+            content=args.content is not None,
+            targets=args.targets is not None,
+            resuming=False,
+        )
+        if args.style is None:
+            from topcoat.train.pairs import pairs_style
+
+            name = pairs_style(args.targets)["name"]
+    output = _shared.check_output(args, f"{name}.pt")
     checkpoint, resolved, settings = _shared.begin(args, resolved, output)
 
     from topcoat.train.style import StyleRun, train_style
@@ -63,6 +89,7 @@ def _train(args: argparse.Namespace, resolved: StyleRecipe) -> int:
         StyleRun(
             style=args.style,
             content=args.content,
+            targets=args.targets,
             recipe=resolved,
             loss_weights=args.loss_weights,
             resume=checkpoint,

@@ -9,7 +9,7 @@ from topcoat.train.recipes._base import (
 )
 from topcoat.train.recipes.optimize import OPTIMIZE_RECIPES, STARTS, OptimizeRecipe
 from topcoat.train.recipes.perceptual import PerceptualRecipe
-from topcoat.train.recipes.style import STYLE_RECIPES, StyleRecipe
+from topcoat.train.recipes.style import STYLE_RECIPES, StyleRecipe, check_supervision
 from topcoat.train.recipes.super_resolution import (
     SR_RECIPES,
     SuperResolutionRecipe,
@@ -32,6 +32,7 @@ __all__ = [
     "TextureRecipe",
     "TrainingRecipe",
     "check_blur",
+    "check_supervision",
     "difference",
     "recipe",
 ]

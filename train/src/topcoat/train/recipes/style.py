@@ -1,12 +1,14 @@
 """Recipes of style training."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from topcoat.train._errors import RecipeError
 from topcoat.train.recipes._base import TrainingRecipe, setting
 from topcoat.train.recipes.perceptual import PerceptualRecipe
+from topcoat.train.recipes.texture import check_scales
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,10 +18,17 @@ class StyleRecipe(TrainingRecipe, PerceptualRecipe):
     title: ClassVar[str] = "network and data"
 
     network_fields: ClassVar[Mapping[str, Sequence[str]]] = {
-        "johnson": ("form", "width", "blocks", "upsampling", "norm")
+        "johnson": ("form", "width", "blocks", "upsampling", "norm"),
+        "ulyanov": (
+            *("scales", "scale_width", "upsampling", "norm", "activation", "padding", "noise"),
+        ),
     }
 
-    network: Literal["johnson"] = setting("johnson", "transform network")
+    network: Literal["johnson", "ulyanov"] = setting(
+        "johnson",
+        "transform network; johnson: residual blocks at quarter size; ulyanov: a pyramid, a "
+        "third of the products, as published for textures and styles in 2016",
+    )
     form: Literal["modern", "paper"] = setting(
         "modern", "modern: pad per convolution, nearest upsampling; paper: as published in 2016"
     )
@@ -29,6 +38,19 @@ class StyleRecipe(TrainingRecipe, PerceptualRecipe):
         "bilinear", "before a convolution, in the modern form; nearest leaves a 4-pixel grid"
     )
     norm: Literal["instance", "batch"] = setting("instance", "normalisation layers")
+    scales: int = setting(
+        6, "sizes that ulyanov looks at the photograph in, each half the one before"
+    )
+    scale_width: int = setting(8, "channels per scale of ulyanov; time grows with its square")
+    activation: Literal["leaky", "relu"] = setting(
+        "relu", "of ulyanov; leaky: slope 0.01 below zero, as in 2016"
+    )
+    padding: Literal["circular", "replicate"] = setting(
+        "replicate", "of ulyanov; circular: opposite edges meet, as in 2016"
+    )
+    noise: Literal["off", "on"] = setting(
+        "off", "on: noise beside the photograph at every scale of ulyanov, as in 2016"
+    )
 
     tv_weight: float = setting(25.0, "weight of total variation")
     histogram_samples: int = setting(
@@ -38,26 +60,109 @@ class StyleRecipe(TrainingRecipe, PerceptualRecipe):
     style_size: int = setting(
         512, "longer side of the style picture in pixels: sets the stroke size"
     )
-    crop: int = setting(256, "side of the square training pictures in pixels; a multiple of 4")
+    crop: int = setting(
+        256,
+        "side of the square training pictures in pixels; a multiple of 4, or of 2**(scales-1)",
+    )
     fit: Literal["crop", "squash"] = setting(
         "crop",
         "crop: random crop and mirror, aspect kept; squash: whole picture to a square, as in 2016",
     )
 
+    supervision: Literal["style", "targets", "both"] = setting(
+        "style",
+        "what the output is held to: the style and the photograph through the loss network; "
+        "targets: pairs made before, pixel by pixel; both: their sum",
+    )
+    target_weight: float = setting(1.0, "weight of the targets' pixel loss beside the style's")
+    target_form: Literal["l1", "l2"] = setting(
+        "l1", "the targets' pixel loss: mean absolute or mean squared difference"
+    )
+
     def __post_init__(self) -> None:
-        self.check("content_weight", "style_weight", "strength", "histogram_weight", "tv_weight")
+        self.check(
+            *("content_weight", "style_weight", "strength", "histogram_weight", "tv_weight"),
+            "target_weight",
+        )
         self.check_objective()
-        if self.crop % 4 or self.crop < 16:
+        if self.network == "ulyanov":
+            check_scales("crop", self.crop, self.scales)
+        elif self.crop % 4 or self.crop < 16:
             raise RecipeError(
                 f"crop must be a multiple of 4 of at least 16, got {self.crop}; "
                 f"try {max(16, self.crop & ~3)}"
             )
         check_style_size(self.style_size)
-        if self.form == "paper" and self.crop <= 8 * self.blocks:
+        in_paper_s_form = self.network == "johnson" and self.form == "paper"
+        if in_paper_s_form and self.crop <= 8 * self.blocks:
             raise RecipeError(
                 f"crop must exceed 8 times the blocks in the paper's form, which pads by that, "
                 f"got {self.crop} for {self.blocks} blocks; try {8 * self.blocks + 24 & ~3}"
             )
+
+    def network_settings(self) -> dict[str, Any]:
+        """The part that :func:`topcoat.train.networks.build_network` takes."""
+        settings = super().network_settings()
+        if self.network == "ulyanov":
+            settings["width"] = settings.pop("scale_width")
+            settings |= {"noise": self.noise == "on", "content": True}
+        return settings
+
+    def idle_fields(self) -> set[str]:
+        """Fields that this recipe has no use for."""
+        idle = super().idle_fields()
+        if self.supervision == "style":
+            return idle | {"target_weight", "target_form"}
+        idle |= {"fit"}  # pairs are cut, never scaled
+        if self.supervision == "both":
+            return idle
+        objective = {entry.name for entry in dataclasses.fields(PerceptualRecipe)} - {"name"}
+        return idle | objective | {"style_size", "target_weight"}
+
+
+def check_supervision(
+    recipe: StyleRecipe, *, style: bool, content: bool, targets: bool, resuming: bool
+) -> None:
+    """Check that a run is given what its supervision needs, and nothing that it has no use for.
+
+    Args:
+        recipe: of the run.
+        style: whether a style picture is given.
+        content: whether a folder of photographs is.
+        targets: whether a folder of pairs is.
+        resuming: a checkpoint remembers all three.
+
+    Raises:
+        RecipeError: something is missing, or would change nothing.
+    """
+    supervision = recipe.supervision
+    if content and (targets or supervision != "style"):
+        raise RecipeError(
+            "pairs bring their own photographs, --content would change nothing: "
+            "leave it out, or train without --targets"
+        )
+    if targets and supervision == "style":
+        raise RecipeError(
+            "this run is held to the style alone, --targets would change nothing: "
+            "leave it out, or start one with --supervision targets or both"
+        )
+    if not targets and supervision != "style" and not resuming:
+        raise RecipeError(
+            f"--supervision {supervision} needs pairs; pass --targets PAIRS, a folder "
+            "that optimize-image --batch made"
+        )
+    if style and supervision == "targets":
+        raise RecipeError(
+            "the targets alone decide here, --style would change nothing: leave it "
+            "out, or pass --supervision both"
+        )
+    if not style and supervision != "targets" and not resuming:
+        hint = (
+            "pass --style PICTURE or a name from --list-styles"
+            if supervision == "style"
+            else "--supervision both needs the picture that the pairs were made with: pass --style"
+        )
+        raise RecipeError(f"no style given; {hint}")
 
 
 def check_style_size(size: int) -> None:

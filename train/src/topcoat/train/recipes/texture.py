@@ -80,9 +80,7 @@ class TextureRecipe(TrainingRecipe, PerceptualRecipe):
                 "style_weight and histogram_weight are both 0: nothing would be learnt; "
                 "give one of them"
             )
-        if not 1 <= self.scales <= 7:
-            raise RecipeError(f"scales must be 1 to 7, got {self.scales}; try 5")
-        check_size("sample_size", self.sample_size, self.scales)
+        check_scales("sample_size", self.sample_size, self.scales)
         if not 64 <= self.texture_size <= 4096:
             raise RecipeError(
                 f"texture_size must be 64 to 4096 pixels, got {self.texture_size}; try 256"
@@ -98,12 +96,14 @@ class TextureRecipe(TrainingRecipe, PerceptualRecipe):
         return {**super().network_settings(), "content": False, "padding": "circular"}
 
 
-def check_size(name: str, size: int, scales: int) -> None:
-    """Check a side in pixels against what a pyramid of so many scales takes.
+def check_scales(name: str, size: int, scales: int) -> None:
+    """Check the number of scales of a pyramid, and a side in pixels against what it takes.
 
     Raises:
-        RecipeError: it is no multiple of 2**(scales-1), below 2**scales or below 16.
+        RecipeError: not 1 to 7 scales; or no multiple of 2**(scales-1), below 2**scales or 16.
     """
+    if not 1 <= scales <= 7:
+        raise RecipeError(f"scales must be 1 to 7, got {scales}; try 5")
     multiple, least = 2 ** (scales - 1), max(16, 2**scales)
     if size % multiple or size < least:
         raise RecipeError(
