@@ -387,17 +387,18 @@ def recipe_table(recipes: Mapping[str, Recipe]) -> str:
     first = recipes[names[0]]
     differing = {field for name in names[1:] for field in difference(first, recipes[name])}
     wide = max(map(len, rows[names[0]])) + 1
-    lines = [f"  {'':{wide}}" + "".join(f"{name:32}" for name in names).rstrip()]
-    for field in rows[names[0]]:
-        if field == "name" or field in first.without:
-            continue
-        cells = []
-        for name in names:
-            value = "-" if field in recipes[name].idle_fields() else rows[name][field]
-            shown = ",".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
-            cells.append(f"{shown:32}")
+    fields = [field for field in rows[names[0]] if field not in ("name", *first.without)]
+    columns = []
+    for name in names:
+        values = ["-" if f in recipes[name].idle_fields() else rows[name][f] for f in fields]
+        shown = [",".join(map(str, v)) or "none" if isinstance(v, list) else str(v) for v in values]
+        columns.append([name, *shown])
+    widths = [max(32, 2 + max(map(len, column))) for column in columns]
+    lines = []
+    for field, *cells in zip(["", *fields], *columns, strict=True):
         mark = "*" if field in differing else " "
-        lines.append(f"{mark} {field:{wide}}" + "".join(f"{c:32}" for c in cells).rstrip())
+        row = "".join(f"{c:{width}}" for c, width in zip(cells, widths, strict=True))
+        lines.append(f"{mark} {field:{wide}}{row}".rstrip())
     lines.append(f"* differs; any field can be overridden, {_option('batch')} 2 for example")
     return "\n".join(lines)
 
