@@ -258,3 +258,28 @@ def test_what_a_texture_has_no_use_for_is_no_option(
 def test_the_recipe_is_shown_without_torch(environment: dict[str, str]) -> None:
     shown = answers_without_torch("topcoat.train.cli.train_texture", "--show-recipe", environment)
     assert json.loads(shown.rsplit("}", 1)[0] + "}")["network"] == "ulyanov"
+
+
+def test_a_style_can_be_learnt_by_the_same_network(
+    loss_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, photographs: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TOPCOAT_VGG16_WEIGHTS", str(loss_weights))
+    monkeypatch.setenv("TOPCOAT_KEEP_MALLOC", "1")
+    Image.fromarray(noise_frame(64, 64, 0)).save("dots.png")
+    arguments = ["--style", "dots.png", "--content", str(photographs), "--network", "ulyanov"]
+    arguments += ["--scales", "3", "--scale-width", "2", "--noise", "on", "--schedule", "constant"]
+    arguments += ["--crop", "32", "--batch", "2", "--style-size", "64", "--precision", "fp32"]
+    arguments += ["--preview-every", "0", "--workers", "0", "--quiet"]
+    assert style_command.main([*arguments, "--steps", "4", "--output", "a.pt"]) == 0
+    assert style_command.main([*arguments, "--steps", "2", "--output", "b.pt"]) == 0
+    assert (
+        style_command.main(["--resume", "b.pt", "--steps", "4", "--quiet", "--workers", "0"]) == 0
+    )
+    straight, resumed = load_checkpoint(Path("a.pt")), load_checkpoint(Path("b.pt"))
+    # The noise of every step comes from the generator whose state the checkpoint holds.
+    for name, values in straight.weights.items():
+        assert torch.equal(values, resumed.weights[name]), name
+    network = straight.build_network().eval()
+    assert network.takes == "frame"
+    assert network(torch.rand(1, 3, 16, 24)).shape == (1, 3, 16, 24)
