@@ -7,7 +7,7 @@ everything in float64 on the CPU, twice the memory, and a run of it cannot be sa
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -23,6 +23,8 @@ and five grey levels are neither lost in rounding nor far."""
 _SUFFICIENT = 1e-4
 """Share of the decrease that the gradient promises which a step has to bring (Armijo)."""
 _MOST_TRIES = 12
+_LEAST_LENGTH = 1e-3
+"""Shortest step along a direction that remembered curvature gave; no use in trusting it beyond."""
 
 
 class ProjectedLBFGS:
@@ -30,7 +32,8 @@ class ProjectedLBFGS:
 
     Values that lie at a bound and are pushed outwards are held there for a step; the direction is
     found for the others. Step lengths start from 1 and are shortened, at least by half, until the
-    objective decreases: it never increases, and NaN is walked back from. Usually a step costs one
+    objective decreases: it never increases, and NaN is walked back from. A direction of which no
+    length helps is given up for the plain gradient, before the search is. Usually a step costs one
     evaluation.
 
     Args:
@@ -55,61 +58,88 @@ class ProjectedLBFGS:
         self._moves: list[Tensor] = []
         self._changes: list[Tensor] = []
 
+    def begin(self, evaluate: Evaluate) -> dict[str, float]:
+        """Losses at the start, finite or not, unless they are known already."""
+        if self._gradient is None:
+            self.losses, self._gradient = self._evaluated(evaluate, self.frame)
+        return self.losses
+
     def step(self, evaluate: Evaluate) -> dict[str, float]:
         """Take one step; returns the losses there, or the old ones if it is stalled.
 
         Raises:
             DivergenceError: the objective is not finite where it starts, or wherever a step leads.
         """
-        if self._gradient is None:
-            self.losses, self._gradient = self._evaluated(evaluate, self.frame)
-            if not self._finite(self.losses, self._gradient):
-                raise DivergenceError("the losses or their gradient are not finite at the start")
+        self.begin(evaluate)
+        assert self._gradient is not None
+        if self.evaluations == 1 and not self._finite(self.losses, self._gradient):
+            raise DivergenceError("the losses or their gradient are not finite at the start")
         if self.stalled:
             return self.losses
-        gradient = self._gradient
-        blocked = ((self.frame <= self.low) & (gradient > 0)) | (
-            (self.frame >= self.high) & (gradient < 0)
+        blocked = ((self.frame <= self.low) & (self._gradient > 0)) | (
+            (self.frame >= self.high) & (self._gradient < 0)
         )
-        free = gradient.masked_fill(blocked, 0)
+        free = self._gradient.masked_fill(blocked, 0)
         if not bool(free.any()):
             self.stalled = True
             return self.losses
-        direction, first = self._direction(free, blocked)
+        direction, plain = self._direction(free, blocked)
+        found = self._search(evaluate, direction, plain)
+        if found != "lower" and not plain:
+            # What is remembered of the curvature no longer holds: begin afresh, downhill.
+            self._moves.clear()
+            self._changes.clear()
+            found = self._search(evaluate, -free, plain=True)
+        if found == "not finite":
+            raise DivergenceError("the losses are not finite wherever a step leads")
+        self.stalled = found != "lower"
+        return self.losses
+
+    def _search(
+        self, evaluate: Evaluate, direction: Tensor, plain: bool
+    ) -> Literal["lower", "higher", "not finite"]:
+        """Go along a direction as far as the objective decreases enough.
+
+        Args:
+            evaluate: of :meth:`step`.
+            direction: from the frame, of no length in particular if it is ``plain``.
+            plain: nothing is known of the scale: the first step is a small one.
+
+        Returns:
+            ``lower`` if a step was taken; else what the last one that was tried led to.
+        """
+        assert self._gradient is not None
         length = 1.0
-        if first:
+        if plain:
             length = _FIRST_MOVE / float(direction.square().mean().sqrt().clamp_min(1e-30))
-        tried_plain = first
-        unusable = False
+        least = 0.0 if plain else _LEAST_LENGTH
+        ended: Literal["higher", "not finite"] = "higher"
         for _ in range(_MOST_TRIES):
             there = (self.frame + length * direction).clamp_(self.low, self.high)
             move = there - self.frame
+            promised = float((self._gradient * move).sum())
+            if promised >= 0:
+                # The bounds bent it uphill, or it is shorter than the values' rounding.
+                length *= 0.5
+                continue
             losses, new = self._evaluated(evaluate, there)
-            promised = float((gradient * move).sum())
             if self._finite(losses, new):
                 if losses["total"] <= self.losses["total"] + _SUFFICIENT * promised:
-                    self._remember(move, new - gradient)
+                    self._remember(move, new - self._gradient)
                     self.frame, self.losses, self._gradient = there, losses, new
-                    return self.losses
+                    return "lower"
                 # Minimum of the parabola through both values and the slope.
                 excess = losses["total"] - self.losses["total"] - promised
                 best = -promised / (2 * excess) if excess > 0 else 0.5
                 length *= min(0.5, max(0.1, best))
-                unusable = False
+                ended = "higher"
             else:
                 length *= 0.1
-                unusable = True
-            del new, there, move
-            if not tried_plain and length < 1e-3:
-                # What is remembered of the curvature no longer holds: begin afresh, downhill.
-                self._moves.clear()
-                self._changes.clear()
-                direction, tried_plain = -free, True
-                length = _FIRST_MOVE / float(direction.square().mean().sqrt().clamp_min(1e-30))
-        if unusable:
-            raise DivergenceError("the losses are not finite wherever a step leads")
-        self.stalled = True
-        return self.losses
+                ended = "not finite"
+            del new, there, move  # pictures: the next try needs their memory
+            if length < least:
+                break
+        return ended
 
     def state(self) -> dict[str, Any]:
         """Everything that going on from here needs."""
@@ -124,9 +154,22 @@ class ProjectedLBFGS:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Undo :meth:`state`: the next step is the one that would have followed, bit for bit."""
-        self.frame, self._gradient = state["frame"], state["gradient"]
-        self._moves, self._changes = list(state["moves"]), list(state["changes"])
+        """Undo :meth:`state`: the next step is the one that would have followed, bit for bit.
+
+        Raises:
+            ValueError: it is the state of another frame.
+        """
+        if state["frame"].shape != self.frame.shape:
+            raise ValueError(
+                f"the state is of a frame {tuple(state['frame'].shape)}, this one is "
+                f"{tuple(self.frame.shape)}"
+            )
+        device = self.frame.device
+        self.frame, self._gradient = state["frame"].to(device), state["gradient"]
+        if self._gradient is not None:
+            self._gradient = self._gradient.to(device)
+        self._moves = [move.to(device) for move in state["moves"]]
+        self._changes = [change.to(device) for change in state["changes"]]
         self.losses, self.evaluations = dict(state["losses"]), int(state["evaluations"])
         self.stalled = bool(state["stalled"])
 

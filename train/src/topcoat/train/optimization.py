@@ -68,6 +68,7 @@ class Minimiser:
         self._lbfgs: ProjectedLBFGS | None = None
         self._frame = start.detach().clamp(0, 1).contiguous()
         self._losses: dict[str, float] = {}
+        self._gradient: Tensor | None = None
         self._evaluations = 0
         if recipe.optimizer == "lbfgs":
             self._lbfgs = ProjectedLBFGS(self._frame, history=recipe.history)
@@ -101,11 +102,13 @@ class Minimiser:
         return dict(zip(parts, values, strict=True)), gradient.contiguous()
 
     def start_losses(self) -> dict[str, float]:
-        """Losses of the frame as it is now, without a step."""
-        if self._lbfgs is not None and self._lbfgs.losses:
-            return self._lbfgs.losses
-        with torch.no_grad():
-            return {name: float(part) for name, part in self.objective(self.frame).items()}
+        """Losses of the frame as it is now, without a step; they may be NaN."""
+        if self._lbfgs is not None:
+            return self._lbfgs.begin(self.evaluate)
+        if self._gradient is None:
+            self._evaluations += 1
+            self._losses, self._gradient = self.evaluate(self._frame)
+        return self._losses
 
     def step(self) -> dict[str, float]:
         """Do one iteration; returns the losses of :attr:`frame` after it.
@@ -119,39 +122,66 @@ class Minimiser:
             self.done += 1
             return losses
         assert self._adam is not None
-        losses, gradient = self.evaluate(self._frame)
-        self._evaluations += 1
-        if not all(map(math.isfinite, losses.values())) or not bool(torch.isfinite(gradient).all()):
-            raise DivergenceError("the losses or their gradient are not finite")
-        self._good = self._frame.detach().clone()
-        self._frame.grad = gradient
+        self.start_losses()
+        self._check_finite()
+        self._frame.grad = self._gradient
         self._adam.step()
         with torch.no_grad():
             self._frame.clamp_(0, 1)
+        self._gradient = None
+        self.start_losses()
+        self._check_finite()
+        self._good = self._frame.detach().clone()
         self.done += 1
-        return losses
+        return self._losses
+
+    def _check_finite(self) -> None:
+        assert self._gradient is not None
+        numbers = all(map(math.isfinite, self._losses.values()))
+        if not numbers or not bool(torch.isfinite(self._gradient).all()):
+            raise DivergenceError("the losses or their gradient are not finite")
 
     def state(self) -> dict[str, Any]:
-        """Everything that resuming needs, as tensors and plain values."""
+        """Everything that resuming needs, as tensors and plain values.
+
+        To be written before the next step: Adam's tensors are those that it goes on with.
+        """
         return {
             "done": self.done,
-            "frame": self._frame.detach(),
-            "good": self._good,
+            "frame": self.frame,
             "evaluations": self._evaluations,
             "lbfgs": None if self._lbfgs is None else self._lbfgs.state(),
-            "adam": None if self._adam is None else self._adam.state_dict(),
+            "adam": None
+            if self._adam is None
+            else {
+                "optimizer": self._adam.state_dict(),
+                "losses": self._losses,
+                "gradient": self._gradient,
+            },
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Undo :meth:`state`."""
+        """Undo :meth:`state`.
+
+        Raises:
+            ValueError: it is the state of another frame, or of another optimizer.
+        """
+        own = state["adam"] if self._lbfgs is None else state["lbfgs"]
+        if own is None:
+            raise ValueError("the state is another optimizer's")
+        if state["frame"].shape != self._frame.shape:
+            raise ValueError("the state is of another frame")
         self.done, self._evaluations = int(state["done"]), int(state["evaluations"])
-        self._good = state["good"]
+        self._good = state["frame"].to(self._frame.device)
         if self._lbfgs is not None:
-            self._lbfgs.restore(state["lbfgs"])
+            self._lbfgs.restore(own)
         if self._adam is not None:
             with torch.no_grad():
                 self._frame.copy_(state["frame"])
-            self._adam.load_state_dict(state["adam"])
+            self._adam.load_state_dict(own["optimizer"])
+            self._losses, self._gradient = dict(own["losses"]), own["gradient"]
+            if self._gradient is not None:
+                self._gradient = self._gradient.to(self._frame.device)
 
 
 def iterations(minimiser: Minimiser, steps: int) -> Iterator[Iterate]:
