@@ -187,8 +187,10 @@ def test_a_picture_becomes_a_checkpoint_whose_textures_tile(
 
 
 def test_a_resumed_run_arrives_at_the_same_weights_bit_for_bit(trained: Trained) -> None:
-    common = ("--texture", "rings.png", *TINY, "--schedule", "constant", "--histogram-weight", "1")
-    common += ("--histogram-samples", "100", "--diversity-weight", "0.1")
+    common = (
+        *("--texture", "rings.png", *TINY, "--schedule", "constant", "--histogram-weight", "1"),
+        *("--histogram-samples", "100", "--diversity-weight", "0.1"),
+    )
     straight = load_checkpoint(trained("straight.pt", *common, "--steps", "6"))
     trained("stopped.pt", *common, "--steps", "3")
     resumed = load_checkpoint(

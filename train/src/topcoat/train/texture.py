@@ -71,7 +71,7 @@ def train_texture(run: TextureRun) -> Outcome:
 
     def loss(net: FrameNetwork | nn.Module, noise: Tensor) -> dict[str, Tensor]:
         textures = net(noise)
-        parts = objective(textures)
+        parts: dict[str, Tensor] = objective(textures)
         if not recipe.diversity_weight:
             return parts
         if len(textures) < 2:
