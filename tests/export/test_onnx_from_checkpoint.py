@@ -231,7 +231,7 @@ def test_a_network_that_enlarges_has_output_sizes_of_its_own() -> None:
 
 
 def test_an_unknown_precision_or_task_is_refused() -> None:
-    with pytest.raises(ValueError, match="style or super-resolution, got 'texture'"):
-        onnx_from_network(tiny_checkpoint().build_network(), task="texture")
+    with pytest.raises(ValueError, match="texture, got 'colour'"):
+        onnx_from_network(tiny_checkpoint().build_network(), task="colour")
     with pytest.raises(ValueError, match="fp32 or fp16, got 'int8'"):
         onnx_from_network(tiny_checkpoint().build_network(), "int8")  # type: ignore[arg-type]

@@ -278,8 +278,8 @@ def relabelled(checkpoint: Checkpoint, **changes: object) -> Checkpoint:
             "is for the task 'style', but its network 'srcnn' enlarges by 2",
         ),
         (
-            relabelled(sr_checkpoint("srcnn", 2), task="texture"),
-            "this version exports style and super-resolution; update topcoat-export",
+            relabelled(sr_checkpoint("srcnn", 2), task="colouring"),
+            "this version exports style, super-resolution, texture; update topcoat-export",
         ),
         (relabelled(tiny_checkpoint(), network_name="johnson-sr"), "do not fit its network"),
         (relabelled(sr_checkpoint("residual-sr", 2), network_name="espcn"), "update topcoat-train"),

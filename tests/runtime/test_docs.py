@@ -23,9 +23,10 @@ def blocks_of(document: str, language: str) -> list[str]:
 
 @pytest.fixture
 def workplace(tmp_path: Path, blocks: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with candy.topcoat and x4.topcoat, as the documents assume it."""
+    """A folder with candy.topcoat, x4.topcoat and mosaic.topcoat, as the documents assume it."""
     shutil.copytree(blocks, tmp_path / "candy.topcoat")
     shutil.copytree(blocks.with_name("local4.topcoat"), tmp_path / "x4.topcoat")
+    shutil.copytree(blocks.with_name("woven.topcoat"), tmp_path / "mosaic.topcoat")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -65,6 +66,8 @@ def test_the_commands_of_the_runtime_document_run(
     for name in (
         "styled.png",
         "larger.png",
+        "wall.png",
+        "look.png",
         "styled/a.jpg",
         "styled.mp4",
         "latency.json",

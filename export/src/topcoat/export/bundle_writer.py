@@ -21,12 +21,18 @@ import torch
 from PIL import Image
 
 import topcoat.runtime
-from topcoat.export._errors import BundleNameError, OutputError, WeightsError
+from topcoat.export._errors import (
+    BundleNameError,
+    OutputError,
+    PhotographError,
+    WeightsError,
+)
 from topcoat.export.card import card_markdown, degradation_blur
-from topcoat.export.golden import golden
+from topcoat.export.golden import golden, golden_texture
 from topcoat.export.halo import prove_halo
 from topcoat.export.memory import memory_per_pixel
 from topcoat.export.onnx_from_checkpoint import (
+    INPUT_NAMES,
     OPSET,
     OUTPUT_NAMES,
     Precision,
@@ -38,7 +44,8 @@ from topcoat.export.parity import (
     engines_for,
     measure_parity,
 )
-from topcoat.export.probes import bundled_photographs, probe_frames
+from topcoat.export.probes import bundled_photographs, noise_probes, probe_frames
+from topcoat.export.tiling import prove_tiling, takes_noise
 from topcoat.train import Checkpoint
 from topcoat.train.networks import FrameNetwork
 
@@ -81,7 +88,7 @@ def export_bundle(
         output: the bundle's folder, usually ``NAME.topcoat``.
         name: what the bundle is called; the folder's name without suffix if None.
         precisions: ``fp32``, which every CPU backend needs, and ``fp16`` for GPU backends.
-        photos: a folder of photographs to compare on besides the bundled ones.
+        photos: a folder of photographs to compare on besides the bundled ones; not for a texture.
         checkpoint_sha256: hash of the checkpoint's file, for the manifest.
         force: replace a bundle that lies at ``output``; anything else there is never touched.
         progress: is told, in a few words, what is being done.
@@ -93,10 +100,11 @@ def export_bundle(
     Raises:
         BundleNameError: the name cannot be a file name.
         OutputError: something is at ``output`` that may not be replaced, or it cannot be written.
-        PhotographError: ``photos`` has no readable photograph.
+        PhotographError: ``photos`` has no readable photograph, or was given for a texture.
         WeightsError: the weights hold NaN or infinity, or the network is not one for the task that
             the checkpoint names.
-        GraphError: the graph breaks the frame contract, or the network's ``halo`` is too small.
+        GraphError: the graph breaks the frame contract, the network's ``halo`` is too small, or its
+            textures show a seam.
         topcoat.train.CheckpointError: the weights do not fit the network.
     """
     if "fp32" not in precisions:
@@ -109,10 +117,23 @@ def export_bundle(
     network = checkpoint.build_network()
     _check_weights(network)
     _check_task(checkpoint, network)
-    frames = probe_frames(network.size_min, photos, progress, scale=network.scale)
+    texture = takes_noise(network)
+    if texture and photos is not None:
+        raise PhotographError(
+            f"photographs were given ({photos}), but {name} is a texture, which is made from noise;"
+            " leave out --photos"
+        )
+    frames = (
+        noise_probes(network.size_multiple, network.size_min)
+        if texture
+        else probe_frames(network.size_min, photos, progress, scale=network.scale)
+    )
 
     with _staged(place) as stage:
-        if network.halo is not None:
+        if texture:
+            progress("seams: does a texture repeat without one?")
+            prove_tiling(network)
+        elif network.halo is not None:
             progress(f"tiles: does an output pixel look no further than {network.halo} pixels?")
             prove_halo(network)
         files: dict[str, str] = {}
@@ -215,7 +236,8 @@ def _manifest(
             "min": network.size_min,
             "max": None,
             "pad": "edge",
-            "halo": network.halo,
+            # The edges of a texture meet: no part of it can be made by itself.
+            "halo": None if takes_noise(network) else network.halo,
         },
         "memory_per_pixel": memory,
         "made_by": {
@@ -231,7 +253,11 @@ def _manifest(
                 "kind": "onnx",
                 "precision": precision,
                 "opset": OPSET,
-                "input": {"name": "frame", "dtype": "uint8", "layout": "NHWC"},
+                "input": {
+                    "name": INPUT_NAMES[checkpoint.task],
+                    "dtype": "uint8",
+                    "layout": "NHWC",
+                },
                 "output": {
                     "name": OUTPUT_NAMES[checkpoint.task],
                     "dtype": "uint8",
@@ -260,14 +286,15 @@ def _manifest(
 
 def _parity_entry(row: ParityRow) -> dict[str, Any]:
     """What the runtime asks before it uses an engine, and shows; parity.json has the rest."""
-    found = row.groups.get("photographs")
+    group = "noise" if "noise" in row.groups else "photographs"
+    found = row.groups.get(group)
     shown = ("max_steps", "psnr_db", "changed", "within_4_steps")
     return {
         "backend": row.engine.backend,
         "compute": row.engine.compute,
         "passed": bool(row),
         # A PSNR without difference is infinite, which JSON cannot say: the key is left out.
-        "photographs": {
+        group: {
             name: value
             for name, value in (found.to_json() if found else {}).items()
             if name in shown and value is not None
@@ -290,7 +317,13 @@ def _check_task(checkpoint: Checkpoint, network: FrameNetwork) -> None:
     if task not in OUTPUT_NAMES:
         raise WeightsError(
             f"the checkpoint is for the task {task!r}, this version exports "
-            f"{' and '.join(OUTPUT_NAMES)}; update topcoat-export"
+            f"{', '.join(OUTPUT_NAMES)}; update topcoat-export"
+        )
+    if (task == "texture") != takes_noise(network):
+        does = "noise" if takes_noise(network) else "pictures"
+        raise WeightsError(
+            f"the checkpoint is for the task {task!r}, but its network {name!r} takes {does}; "
+            "the file was changed: use an earlier copy or train again"
         )
     if (task == "super-resolution") != (network.scale > 1):
         does = f"enlarges by {network.scale}" if network.scale > 1 else "keeps the size"
@@ -398,11 +431,16 @@ def _write_model(path: Path, model: onnx.ModelProto) -> None:
 
 def _write_pictures(stage: Path, network: FrameNetwork, recipe: Mapping[str, Any]) -> list[str]:
     """A frame and PyTorch's answer to it: what an embedder tests their own code with."""
-    blur = degradation_blur(recipe)
-    made = golden(network, bundled_photographs(), 0.0 if blur is None else blur)
+    if takes_noise(network):
+        made = golden_texture(network)
+    else:
+        blur = degradation_blur(recipe)
+        made = golden(network, bundled_photographs(), 0.0 if blur is None else blur)
     pictures = {"golden_in.png": made.frame, "golden_out.png": made.answer}
     if made.comparison is not None:
         pictures["comparison.png"] = made.comparison
+    if made.tiled is not None:
+        pictures["tiled.png"] = made.tiled
     for name, picture in pictures.items():
         Image.fromarray(picture).save(stage / name, optimize=True)
     return list(pictures)

@@ -18,18 +18,24 @@ def card_markdown(manifest: Mapping[str, Any], report: ParityReport, checkpoint:
         checkpoint: where the network comes from.
     """
     name, size, scale = manifest["name"], manifest["size"], manifest["scale"]
+    texture = manifest["task"] == "texture"
     network = manifest["checkpoint"]["network"]
     settings = ", ".join(f"{key} {value}" for key, value in network["settings"].items())
     parameters = sum(tensor.numel() for tensor in checkpoint.weights.values())
     trained = (
-        [("Style", _style(checkpoint.style))]
+        [("Texture" if texture else "Style", _style(checkpoint.style))]
         if scale == 1
         else [
             ("Trained on", _degradation(checkpoint.recipe, scale)),
             ("Trained for", _objective(checkpoint.recipe)),
         ]
     )
-    larger = f"; the output is {scale} times as high and as wide" if scale > 1 else ""
+    frames = "uint8, (H, W, 3) or (N, H, W, 3), RGB"
+    if texture:
+        frames += ": noise, uniform over 0 to 255; the output is a texture of the same size"
+    else:
+        larger = f"{scale} times as high and as wide" if scale > 1 else "alike"
+        frames += f"; the output is {larger}"
     facts = [
         ("Task", task_words(manifest["task"], scale)),
         (
@@ -39,11 +45,8 @@ def card_markdown(manifest: Mapping[str, Any], report: ParityReport, checkpoint:
         ("Recipe", f"{manifest['checkpoint']['recipe']}, {checkpoint.step} steps"),
         *trained,
         ("Losses at the end", _losses(checkpoint.history)),
-        (
-            "Frames",
-            f"uint8, (H, W, 3) or (N, H, W, 3), RGB{larger or '; the output is alike'}",
-        ),
-        ("Sizes", _sizes(size)),
+        ("Frames", frames),
+        ("Sizes", _sizes(size, texture)),
         ("Memory", _memory(manifest["memory_per_pixel"], size["halo"])),
         ("Made by", ", ".join(f"{tool} {v}" for tool, v in manifest["made_by"].items())),
     ]
@@ -51,14 +54,21 @@ def card_markdown(manifest: Mapping[str, Any], report: ParityReport, checkpoint:
         f"| `{v['file']}` | {v['precision']} | {v['bytes'] / 1e6:.2f} MB | `{v['sha256'][:12]}…` |"
         for v in manifest["variants"]
     ]
-    before, after, variable = (
-        ("photo.jpg", "styled.jpg", "styled") if scale == 1 else ("small.png", "large.png", "large")
-    )
+    if texture:
+        side = max(size["min"], 512 // size["multiple"] * size["multiple"])
+        command = f"topcoat texture {name}.topcoat texture.png --size {side}x{side} --seed 1"
+        call = f"texture = model.sample({side}, {side}, seed=1)"
+    elif scale == 1:
+        command = f"topcoat run photo.jpg styled.jpg --model {name}.topcoat"
+        call = "styled = model.process(frame)"
+    else:
+        command = f"topcoat run small.png large.png --model {name}.topcoat"
+        call = "large = model.process(frame)"
     return "\n".join(
         [
             f"# {name}",
             "",
-            *_pictures(scale),
+            *(_TEXTURE_PICTURES if texture else _pictures(scale)),
             "",
             "| | |",
             "|---|---|",
@@ -79,7 +89,7 @@ def card_markdown(manifest: Mapping[str, Any], report: ParityReport, checkpoint:
             "## Use",
             "",
             "```sh",
-            f"topcoat run {before} {after} --model {name}.topcoat",
+            command,
             f"bench-latency {name}.topcoat",
             "```",
             "",
@@ -87,14 +97,23 @@ def card_markdown(manifest: Mapping[str, Any], report: ParityReport, checkpoint:
             "import topcoat.runtime",
             "",
             f'model = topcoat.runtime.open("{name}.topcoat")',
-            f"{variable} = model.process(frame)",
+            call,
             "```",
             "",
-            "`golden_in.png` and `golden_out.png` are a frame and PyTorch's answer to it: an",
+            f"`golden_in.png` and `golden_out.png` are {'noise' if texture else 'a frame'} and"
+            " PyTorch's answer to it: an",
             "engine that is wired up well gives the second for the first, within its row above.",
             "",
         ]
     )
+
+
+_TEXTURE_PICTURES = [
+    "![the texture, three times beside and below itself](tiled.png)",
+    "",
+    "One texture of seed 0, three times beside and below itself: it continues itself on every",
+    "side. Another seed gives another texture of the same kind.",
+]
 
 
 def task_words(task: str, scale: int) -> str:
@@ -117,15 +136,26 @@ def degradation_blur(recipe: Mapping[str, Any]) -> float | None:
 def parity_table(rows: Sequence[ParityRow]) -> list[str]:
     """Lines of a Markdown table that is readable in a terminal too.
 
-    Flat areas have a column where they were compared: for networks that enlarge.
+    Flat areas have a column where they were compared: for networks that enlarge. Textures were
+    compared on noise, and with themselves: whether they repeat without a seam.
     """
-    groups = ("photographs", "sizes", "tiny", "synthetic")
-    head = ["Engine", "Result", "Photographs", "Odd sizes", "Tiny", "Synthetic"]
+    texture = any("noise" in row.groups for row in rows)
+    columns = (
+        {"noise": "Noise", "sizes": "Sizes", "tiny": "Tiny", "tiling": "Repeated"}
+        if texture
+        else {
+            "photographs": "Photographs",
+            "sizes": "Odd sizes",
+            "tiny": "Tiny",
+            "synthetic": "Synthetic",
+        }
+    )
+    head = ["Engine", "Result", *columns.values()]
     body = [
         [
             f"{row.engine.backend} {row.engine.compute}",
             row.status,
-            *(_numbers(row.groups.get(group)) for group in groups),
+            *(_numbers(row.groups.get(group)) for group in columns),
         ]
         for row in rows
     ]
@@ -177,7 +207,9 @@ def _pictures(scale: int) -> list[str]:
     ]
 
 
-def _sizes(size: Mapping[str, Any]) -> str:
+def _sizes(size: Mapping[str, Any], texture: bool) -> str:
+    if texture:
+        return f"multiples of {size['multiple']}, at least {size['min']}; others are refused"
     if size["multiple"] == size["min"] == 1:
         return "any"
     return (

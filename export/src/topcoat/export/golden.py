@@ -1,4 +1,4 @@
-"""The pictures of a bundle: the golden pair, and a comparison for a network that enlarges."""
+"""The pictures of a bundle: the golden pair, and what shows best what its network is for."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from PIL import Image
 from topcoat.export._errors import PhotographError
 from topcoat.export.parity import reference_frame
 from topcoat.export.probes import Frame, ProbeFrame
+from topcoat.runtime import noise_frame
 from topcoat.train.degradation import degrade, imresize
 from topcoat.train.frames import array_tensor, tensor_array
 from topcoat.train.networks import FrameNetwork
@@ -17,6 +18,12 @@ SIZE = (192, 256)
 """Height and width of the golden pair of a network that keeps the size: small."""
 SIZE_ENLARGED = (384, 512)
 """Height and width of what a network that enlarges is to give back, at most."""
+SIDE_TEXTURE = 256
+"""Height and width of the golden pair of a texture, about."""
+SEED = 0
+"""Of its noise."""
+TIMES = 3
+"""How often it is laid beside and below itself: the middle one has neighbours on every side."""
 _CROP = (192, 256)
 """Height and width of each picture of the comparison."""
 _CROP_FROM = (16, 112)
@@ -33,6 +40,8 @@ class Golden:
     answer: Frame
     comparison: Frame | None
     """Bicubic enlargement, answer and original beside each other; None if nothing is enlarged."""
+    tiled: Frame | None = None
+    """A texture :data:`TIMES` times beside and below itself; None of any other network."""
 
 
 def golden(network: FrameNetwork, photographs: Sequence[ProbeFrame], blur: float = 0.0) -> Golden:
@@ -69,6 +78,21 @@ def golden(network: FrameNetwork, photographs: Sequence[ProbeFrame], blur: float
     gap = np.full((pictures[0].shape[0], _GAP, 3), 255, dtype=np.uint8)
     comparison = np.concatenate([pictures[0], gap, pictures[1], gap, pictures[2]], axis=1)
     return Golden(frame=frame, answer=answer, comparison=comparison)
+
+
+def golden_texture(network: FrameNetwork) -> Golden:
+    """Make the pictures of a texture: noise of seed 0, what becomes of it, and that repeated.
+
+    Args:
+        network: makes textures of noise; float32, evaluation mode.
+    """
+    multiple = network.size_multiple
+    side = max(network.size_min, SIDE_TEXTURE // multiple * multiple)
+    noise = noise_frame(side, side, SEED)
+    answer = reference_frame(network, noise)
+    return Golden(
+        frame=noise, answer=answer, comparison=None, tiled=np.tile(answer, (TIMES, TIMES, 1))
+    )
 
 
 def _whole(photograph: Frame) -> Frame:

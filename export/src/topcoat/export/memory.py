@@ -9,7 +9,10 @@ docs/export.md; it is meant to be too large rather than too small.
 import math
 from collections.abc import Mapping
 
+import numpy as np
 import onnx
+from numpy.typing import NDArray
+from onnx.reference import ReferenceEvaluator
 
 SIDE = 512
 """Of the frame that is reckoned with: large enough that padding around it hardly counts."""
@@ -39,7 +42,8 @@ def memory_per_pixel(model: onnx.ModelProto, multiple: int = 1, least: int = 1) 
         of the graph, among them the frames themselves. The weights are not counted.
     """
     side = max(least, multiple * math.ceil(SIDE / multiple))
-    bytes_of, shape_of = _values(model, side)
+    model = _sized(model, side)
+    bytes_of, shape_of = _values(model)
     nodes = model.graph.node
     weights = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
     last_use = {name: number for number, node in enumerate(nodes) for name in node.input}
@@ -59,8 +63,12 @@ def memory_per_pixel(model: onnx.ModelProto, multiple: int = 1, least: int = 1) 
     return math.ceil(RESERVE * peak / side**2)
 
 
-def _values(model: onnx.ModelProto, side: int) -> tuple[Mapping[str, int], Mapping[str, list[int]]]:
-    """Find bytes and shapes of every value but the weights, for a frame of ``side`` × ``side``."""
+def _sized(model: onnx.ModelProto, side: int) -> onnx.ModelProto:
+    """Return the graph for one frame of ``side`` × ``side``, with nothing left that counts sizes.
+
+    What a network lays out over the frame by its size (noise that is repeated, say) has a shape
+    that inference cannot find, for it depends on values; so those few numbers are computed here.
+    """
     sized = onnx.ModelProto()
     sized.CopyFrom(model)
     for value in sized.graph.input:
@@ -68,7 +76,40 @@ def _values(model: onnx.ModelProto, side: int) -> tuple[Mapping[str, int], Mappi
             dim.dim_value = length
     for value in sized.graph.output:
         value.type.tensor_type.ClearField("shape")
-    graph = onnx.shape_inference.infer_shapes(sized, strict_mode=True, data_prop=True).graph
+    if not any(node.op_type == "Shape" for node in sized.graph.node):
+        return sized
+    inferred = onnx.shape_inference.infer_shapes(sized, data_prop=True).graph
+    dims_of = {
+        value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        for value in (*inferred.input, *inferred.value_info)
+    }
+    known: dict[str, NDArray[np.int64]] = {
+        tensor.name: onnx.numpy_helper.to_array(tensor)
+        for tensor in sized.graph.initializer
+        if tensor.data_type == onnx.TensorProto.INT64
+    }
+    computed, left = [], []
+    for node in sized.graph.node:
+        if node.op_type == "Shape" and all(dims_of.get(node.input[0], [0])):
+            ends = {attribute.name: attribute.i for attribute in node.attribute}
+            found = np.array(dims_of[node.input[0]])[ends.get("start", 0) : ends.get("end")]
+        elif node.input and all(name in known for name in node.input if name):
+            feeds = {name: known[name] for name in node.input if name}
+            (found,) = ReferenceEvaluator(node).run(None, feeds)
+        else:
+            left.append(onnx.NodeProto.FromString(node.SerializeToString()))
+            continue
+        known[node.output[0]] = found
+        computed.append(onnx.numpy_helper.from_array(found, node.output[0]))
+    del sized.graph.node[:]
+    sized.graph.node.extend(left)
+    sized.graph.initializer.extend(computed)
+    return sized
+
+
+def _values(model: onnx.ModelProto) -> tuple[Mapping[str, int], Mapping[str, list[int]]]:
+    """Find bytes and shapes of every value but the weights, in a graph for one size of frame."""
+    graph = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True).graph
     bytes_of: dict[str, int] = {}
     shape_of: dict[str, list[int]] = {}
     blocked: set[str] = set()

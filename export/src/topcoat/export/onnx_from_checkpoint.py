@@ -26,8 +26,11 @@ Precision: TypeAlias = Literal["fp32", "fp16"]
 OPSET = 20
 """The exporter's own; a lower number is silently ignored by it, a higher one buys nothing here."""
 
-OUTPUT_NAMES = {"style": "styled", "super-resolution": "enlarged"}
+OUTPUT_NAMES = {"style": "styled", "super-resolution": "enlarged", "texture": "texture"}
 """Task -> name of the graph's output."""
+
+INPUT_NAMES = {"style": "frame", "super-resolution": "frame", "texture": "noise"}
+"""Task -> name of the graph's input."""
 
 _DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16}
 
@@ -62,13 +65,14 @@ def onnx_from_network(
         network: float32, any device; it is copied, not changed.
         precision: ``fp32``, or ``fp16`` for a strongly typed half-precision graph: weights and
             every operation between the two casts at the ends are float16.
-        task: what the network does, ``style`` or ``super-resolution``: names the output, and
-            stands in the graph's metadata.
+        task: what the network does, ``style``, ``super-resolution`` or ``texture``: names input and
+            output, and stands in the graph's metadata.
 
     Returns:
-        A model of opset 20 with input ``frame`` (batch, height, width, 3) and output ``styled`` or
-        ``enlarged``, uint8, all three sizes dynamic. It passes onnx's full check, and holds no
-        local path, source line or stack trace. The same weights give the same bytes every time.
+        A model of opset 20 with input ``frame`` or ``noise`` (batch, height, width, 3) and output
+        ``styled``, ``enlarged`` or ``texture``, uint8, all three sizes dynamic. It passes onnx's
+        full check, and holds no local path, source line or stack trace. The same weights give the
+        same bytes every time.
 
     Raises:
         ValueError: another precision or task.
@@ -91,21 +95,29 @@ def onnx_from_network(
     width = height + 2 * multiple
     example = torch.zeros((2, height, width, 3), dtype=torch.uint8)
     auto = torch.export.Dim.AUTO
+    # Sides that are said to be multiples keep every inner size a plain product. Left to find that
+    # out by itself, the exporter compares formulas of nested divisions, for a network of five
+    # scales without an end.
+    down, right = (
+        multiple * torch.export.Dim(side, min=least // multiple) if multiple > 1 else auto
+        for side in ("rows", "columns")
+    )
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
             graph,
             (example,),
             dynamo=True,
             opset_version=OPSET,
-            input_names=["frame"],
+            input_names=[INPUT_NAMES[task]],
             output_names=[OUTPUT_NAMES[task]],
-            dynamic_shapes=({0: auto, 1: auto, 2: auto},),
+            dynamic_shapes=({0: auto, 1: down, 2: right},),
             verbose=False,
         )
     if program is None:  # what torch returns when asked for a file instead
         raise GraphError("the exporter returned no program; use a torch version that was tested")
     model: onnx.ModelProto = program.model_proto
 
+    _cast_first(model)
     _name_sizes(model, network.scale)
     _strip(model)
     _sign(model, network, precision, task)
@@ -144,6 +156,27 @@ def _name_sizes(model: onnx.ModelProto, scale: int) -> None:
             dim.dim_param = name
 
 
+def _cast_first(model: onnx.ModelProto) -> None:
+    """Let whoever asks for the frame's sizes ask the cast frame for them: it has the same.
+
+    Only the Cast may read the bytes themselves, and engines that insist take a Shape for another
+    reader. The sizes are asked for by networks that lay out something of their own over the frame.
+    """
+    graph = model.graph
+    frame = graph.input[0].name
+    casts = [node for node in graph.node if node.op_type == "Cast" and frame in node.input]
+    if len(casts) != 1:
+        return  # which the check below says
+    (cast,) = casts
+    others = [node for node in graph.node if node is not cast]
+    for node in others:
+        if node.op_type == "Shape" and node.input[0] == frame:
+            node.input[0] = cast.output[0]
+    nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in (cast, *others)]
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
 def _strip(model: onnx.ModelProto) -> None:
     """Take out what belongs to the machine that exported: paths, source lines, stack traces.
 
@@ -178,7 +211,7 @@ def _sign(model: onnx.ModelProto, network: FrameNetwork, precision: str, task: s
             "topcoat.halo": "none" if network.halo is None else str(network.halo),
             "topcoat.size_multiple": str(network.size_multiple),
             "topcoat.size_min": str(network.size_min),
-            "topcoat.pad": "edge",
+            "topcoat.pad": "none" if task == "texture" else "edge",
             "topcoat.layout": "NHWC",
             "topcoat.colour_order": "RGB",
             "topcoat.range": "0-255",
@@ -192,7 +225,7 @@ def _check(model: onnx.ModelProto) -> None:
     onnx.checker.check_model(model, full_check=True)
     nodes, uint8 = model.graph.node, onnx.TensorProto.UINT8
     opsets = {entry.domain: entry.version for entry in model.opset_import}
-    readers = [node.op_type for node in nodes if "frame" in node.input]
+    readers = [node.op_type for node in nodes if model.graph.input[0].name in node.input]
     maker = {name: node for node in nodes for name in node.output}
     last = maker[model.graph.output[0].name]
     ends = [last.op_type, maker[last.input[0]].op_type]

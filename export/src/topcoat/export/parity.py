@@ -24,6 +24,7 @@ from topcoat.export._errors import ParityError
 from topcoat.export._threads import half_the_cores
 from topcoat.export.flat import Flatness, areas_to_judge, flatness, together
 from topcoat.export.probes import Frame, ProbeFrame
+from topcoat.export.tiling import arrangements
 from topcoat.train.networks import FrameNetwork
 
 TILE = 32
@@ -104,6 +105,8 @@ GATES: Mapping[str, Mapping[str, Gate]] = {
         "tiny": Gate(max_steps=1),
         "synthetic": Gate(max_steps=2),
         "flat": Gate(max_steps=1, flat_steps=0),
+        "noise": Gate(max_steps=1, psnr_db=75, worst_psnr_db=65),
+        "tiling": Gate(max_steps=1),
     },
     "fp16": {
         "photographs": Gate(max_steps=4, psnr_db=50, worst_psnr_db=45),
@@ -111,6 +114,8 @@ GATES: Mapping[str, Mapping[str, Gate]] = {
         "tiny": Gate(max_steps=16, worst_psnr_db=40, tone_steps=2),
         "synthetic": Gate(worst_psnr_db=35, tone_steps=2),
         "flat": Gate(max_steps=4, flat_steps=0),
+        "noise": Gate(max_steps=4, psnr_db=50, worst_psnr_db=45),
+        "tiling": Gate(max_steps=4),
     },
     "bf16": {
         "photographs": Gate(psnr_db=45, worst_psnr_db=40, within_4_steps=0.99),
@@ -118,6 +123,8 @@ GATES: Mapping[str, Mapping[str, Gate]] = {
         "tiny": Gate(worst_psnr_db=12, tone_steps=24),
         "synthetic": Gate(worst_psnr_db=12, tone_steps=16),
         "flat": Gate(worst_psnr_db=40, within_4_steps=0.97, flat_steps=1),
+        "noise": Gate(psnr_db=45, worst_psnr_db=40, within_4_steps=0.99),
+        "tiling": Gate(worst_psnr_db=40, within_4_steps=0.97),
     },
 }
 """Compute precision -> group of frames -> gate. docs/export.md says where the numbers come from."""
@@ -408,7 +415,9 @@ def measure_parity(
     Args:
         bundle: a folder that the runtime can open; its parity rows may still be missing.
         network: the reference; float32, evaluation mode.
-        frames: must hold photographs; an engine that meets no photograph has proved nothing.
+        frames: must hold photographs, or noise for a texture; an engine that meets none of what it
+            is made for has proved nothing. One of the group ``tiling`` is compared with the
+            engine's own answer: once it is laid out otherwise, the answer must be, too.
         engines: from :func:`engines_for`.
         progress: is told what is being done.
 
@@ -421,15 +430,15 @@ def measure_parity(
     """
     if not engines:
         raise ParityError("no engines to compare; give at least one")
-    if not any(probe.group == "photographs" for probe in frames):
-        raise ParityError("no photographs to compare on; give at least one")
+    if not any(probe.group in ("photographs", "noise") for probe in frames):
+        raise ParityError("no photographs and no noise to compare on; give at least one")
     progress(f"PyTorch fp32 on {len(frames)} frames")
     with half_the_cores():
         references = [_reference(network, probe) for probe in frames]
     rows = []
     for engine in engines:
         progress(str(engine))
-        rows.append(_measure(bundle, engine, frames, references))
+        rows.append(_measure(bundle, engine, frames, references, network.size_multiple))
     return ParityReport(rows=rows, machine=_machine())
 
 
@@ -451,12 +460,15 @@ def reference_frame(network: FrameNetwork, frame: Frame) -> Frame:
 class _Reference:
     """What the network itself makes of a probe."""
 
-    frame: Frame
+    frame: Frame | None
+    """None for a probe of the group ``tiling``."""
     flat: NDArray[np.bool_] | None
     """Which frames of a batch of flat ones it leaves flat; None for any other probe."""
 
 
 def _reference(network: FrameNetwork, probe: ProbeFrame) -> _Reference:
+    if probe.group == "tiling":
+        return _Reference(frame=None, flat=None)
     if probe.group != "flat":
         return _Reference(frame=reference_frame(network, probe.frame), flat=None)
     answer = _answer(network, probe.frame)
@@ -485,13 +497,18 @@ def _rounded(answer: Tensor) -> Frame:
 
 
 def _measure(
-    bundle: Path, engine: Engine, frames: Sequence[ProbeFrame], references: Sequence[_Reference]
+    bundle: Path,
+    engine: Engine,
+    frames: Sequence[ProbeFrame],
+    references: Sequence[_Reference],
+    multiple: int,
 ) -> ParityRow:
     try:
         with _opened(bundle, engine) as model:
             measured = [
-                (probe, _compared(probe, reference, model.process(probe.frame)))
+                compared
                 for probe, reference in zip(frames, references, strict=True)
+                for compared in _compared(model, probe, reference, multiple)
             ]
     except (topcoat.runtime.BackendError, ParityError) as error:
         absent = _why_absent(error, engine)
@@ -503,11 +520,21 @@ def _measure(
     return ParityRow(engine=engine, status="failed" if failed else "passed", frames=measured)
 
 
-def _compared(probe: ProbeFrame, reference: _Reference, candidate: Frame) -> Difference:
+def _compared(
+    model: topcoat.runtime.Model, probe: ProbeFrame, reference: _Reference, multiple: int
+) -> Iterator[tuple[ProbeFrame, Difference]]:
+    candidate = model.process(probe.frame)
+    if reference.frame is None:
+        for layout in arrangements(multiple):
+            noise = np.ascontiguousarray(layout.arrange(probe.frame))
+            wanted = layout.arrange(candidate)
+            named = replace(probe, name=f"{probe.name}, {layout.name}", frame=noise)
+            yield named, difference(wanted, model.process(noise))
+        return
     found = difference(reference.frame, candidate)
-    if reference.flat is None:
-        return found
-    return replace(found, flat=flatness(probe.frame, candidate, reference.flat))
+    if reference.flat is not None:
+        found = replace(found, flat=flatness(probe.frame, candidate, reference.flat))
+    yield probe, found
 
 
 def _why_absent(error: Exception, engine: Engine) -> str | None:

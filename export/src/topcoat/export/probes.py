@@ -1,10 +1,15 @@
 """The frames on which an engine is compared with its network.
 
-Five groups, because they ask five questions. ``photographs``: does the engine look the same on what
-people feed it? ``sizes``: do padding, cropping and batching work at odd sizes? ``tiny``: and at the
-smallest size that the network takes, and below it, where a normalisation layer sees a handful of
-values? ``synthetic``: and on frames that are flat, saturated, smooth or as rough as can be?
-``flat``, only for a network that enlarges: does a frame of one colour stay one, whatever colour?
+For a network that takes frames, five groups, because they ask five questions. ``photographs``: does
+the engine look the same on what people feed it? ``sizes``: do padding, cropping and batching work
+at odd sizes? ``tiny``: and at the smallest size that the network takes, and below it, where a
+normalisation layer sees a handful of values? ``synthetic``: and on frames that are flat, saturated,
+smooth or as rough as can be? ``flat``, only for a network that enlarges: does a frame of one colour
+stay one, whatever colour?
+
+A network that makes textures is never given anything but noise: ``noise`` are frames such as people
+make, ``sizes`` and ``tiny`` as above, but multiples of what the network takes, and ``tiling`` asks
+whether the engine's textures repeat without a seam.
 """
 
 import importlib.util
@@ -21,10 +26,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from topcoat.export._errors import PhotographError
+from topcoat.runtime import noise_frame
 
 Frame: TypeAlias = NDArray[np.uint8]
 """(H, W, 3) or (N, H, W, 3), RGB."""
-Group: TypeAlias = Literal["photographs", "sizes", "tiny", "synthetic", "flat"]
+Group: TypeAlias = Literal["photographs", "sizes", "tiny", "synthetic", "flat", "noise", "tiling"]
 
 BUNDLED = ("astronaut.png", "coffee.png", "chelsea.png", "rocket.jpg", "motorcycle_left.png")
 """Photographs that lie inside scikit-image's package: no download. Three have an odd side."""
@@ -73,6 +79,53 @@ def probe_frames(
     small = [replace(probe, frame=_shrunk(probe.frame, scale)) for probe in bundled]
     made = [*_sizes(bundled, size_min, scale), *_synthetic(size_min, scale)]
     return [*small, *own, *made, *(_flat(scale) if scale > 1 else ())]
+
+
+def noise_probes(multiple: int, least: int) -> list[ProbeFrame]:
+    """Collect the frames for one network that makes textures.
+
+    Args:
+        multiple: the sides of its noise must be multiples of this.
+        least: ... and at least this; a multiple of ``multiple``.
+    """
+
+    def up(side: int) -> int:
+        return max(least, multiple * math.ceil(side / multiple))
+
+    def probe(group: Group, height: int, width: int, *seeds: int) -> ProbeFrame:
+        frames = [noise_frame(height, width, seed) for seed in seeds]
+        frame = frames[0] if len(frames) == 1 else np.stack(frames)
+        names = ", ".join(str(seed) for seed in seeds)
+        return ProbeFrame(
+            name=f"{_shape(frame)}, seed{'s' * (len(seeds) > 1)} {names}", group=group, frame=frame
+        )
+
+    whole = [
+        probe("noise", up(height), up(width), seed)
+        for seed, (height, width) in enumerate(
+            ((256, 256), (256, 256), (256, 512), (512, 256), (512, 512))
+        )
+    ]
+    unit = up(16)  # multiples of what is least are multiples of what is wanted
+    sizes = [
+        probe("sizes", 5 * unit, 8 * unit, 5),
+        probe("sizes", 7 * unit, 3 * unit, 6),
+        probe("sizes", 4 * unit + multiple, 4 * unit, 7),
+        probe("sizes", 4 * unit, 6 * unit, 8, 9),
+        probe("sizes", 6 * unit, 4 * unit, 10, 11, 12),
+    ]
+    tiny = [
+        probe("tiny", least, least, 13),
+        probe("tiny", least, least + multiple, 14),
+        probe("tiny", 4 * least, least, 15),
+        probe("tiny", least, least, 16, 17),
+    ]
+    tiling = [
+        probe("tiling", up(128), up(192), 18),
+        probe("tiling", 3 * unit, 2 * unit, 19, 20),
+        probe("tiling", least, least, 21),
+    ]
+    return [*whole, *sizes, *tiny, *tiling]
 
 
 def bundled_photographs() -> list[ProbeFrame]:

@@ -23,17 +23,21 @@ examples:
       add a half-precision model for GPUs; compared as well
   export-engine sharp-x4.pt
       a super-resolution network; besides, it is proved how far its pixels look, for tiles
+  export-engine mosaic.pt
+      a texture; besides, it is proved that what it makes of noise repeats without a seam
   export-engine candy.pt -o shipped/candy-v2.topcoat --photos my_photos/ --force
       another place; compare on your photographs too; replace the bundle that is there
 
 what is compared:
-  PyTorch in float32 against every engine that the runtime may choose, in 8-bit steps. An engine
+  PyTorch in float32 against every engine that the runtime may choose, in 8-bit steps: on
+  photographs and hard frames, or, for a texture, on noise of several seeds and sizes. An engine
   that misses its gates is not used; if ONNX Runtime misses them, no bundle is written, only
   NAME.parity.json, and the exit code is 1.
 
 afterwards:
   topcoat run photo.jpg styled.jpg --model candy.topcoat
   topcoat run small.png large.png --model sharp-x4.topcoat
+  topcoat texture mosaic.topcoat wall.png --size 512x512 --seed 1
   bench-latency candy.topcoat
 """
 
@@ -42,13 +46,16 @@ def parser() -> argparse.ArgumentParser:
     """Build the parser."""
     top = argparse.ArgumentParser(
         prog=PROG,
-        description="Turn a checkpoint of train-style or train-sr into a bundle that "
-        "topcoat.runtime runs, and prove that its engines equal the network.",
+        description="Turn a checkpoint of train-style, train-sr or train-texture into a bundle "
+        "that topcoat.runtime runs, and prove that its engines equal the network.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     top.add_argument(
-        "checkpoint", type=Path, metavar="MODEL.pt", help="what train-style or train-sr wrote"
+        "checkpoint",
+        type=Path,
+        metavar="MODEL.pt",
+        help="what train-style, train-sr or train-texture wrote",
     )
     top.add_argument(
         "--fp16",
@@ -69,7 +76,8 @@ def parser() -> argparse.ArgumentParser:
         "--photos",
         type=Path,
         metavar="DIR",
-        help="compare on these photographs too (at most 16, reduced to 1024 pixels)",
+        help="compare on these photographs too (at most 16, reduced to 1024 pixels; not for a "
+        "texture)",
     )
     top.add_argument(
         "--force", action="store_true", help="replace the bundle that is at DIR; only ever a bundle"
@@ -150,11 +158,15 @@ def report_text(exported: "Exported") -> str:
             lines.append(f"will not be used: {row.engine}: {missed}")
     if exported.bundle is not None:
         place = _short(exported.bundle)
-        files = "photo.jpg styled.jpg" if exported.scale == 1 else "small.png large.png"
+        if exported.task == "texture":
+            command = f"topcoat texture {place} texture.png"
+        else:
+            files = "photo.jpg styled.jpg" if exported.scale == 1 else "small.png large.png"
+            command = f"topcoat run {files} --model {place}"
         lines += [
             f"bundle: {place} ({task_words(exported.task, exported.scale)})",
             "next:",
-            f"  topcoat run {files} --model {place}",
+            f"  {command}",
             f"  bench-latency {place}",
         ]
     return "\n".join(lines)
