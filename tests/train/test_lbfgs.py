@@ -46,10 +46,10 @@ def _bowl(wanted: Tensor, stiffness: Tensor) -> Function:
 
 
 def _ill_conditioned(seed: int) -> tuple[Tensor, Tensor]:
-    """A start and stiffnesses from 1 to 1000."""
+    """A start and stiffnesses from 1 to 100."""
     generator = torch.Generator().manual_seed(seed)
     start = torch.rand(1, 3, 4, 4, dtype=torch.float64, generator=generator)
-    return start, torch.logspace(0, 3, 48, dtype=torch.float64).reshape(1, 3, 4, 4)
+    return start, torch.logspace(0, 2, 48, dtype=torch.float64).reshape(1, 3, 4, 4)
 
 
 def test_the_minimum_of_a_bowl_within_the_bounds_is_found() -> None:
@@ -196,7 +196,7 @@ def test_a_restored_optimiser_takes_the_very_same_steps() -> None:
 
 def test_the_state_of_another_frame_is_refused() -> None:
     optimiser = ProjectedLBFGS(torch.rand(4))
-    with pytest.raises(ValueError, match="another frame|of a frame"):
+    with pytest.raises(ValueError, match="the state is of a frame"):
         ProjectedLBFGS(torch.rand(5)).restore(optimiser.state())
 
 
@@ -231,7 +231,7 @@ def test_every_iteration_s_losses_are_those_of_its_frame(
     for iterate in iterations(minimiser, 5):
         expected = {name: float(part) for name, part in _objective(iterate.frame).items()}
         assert iterate.losses == pytest.approx(expected)
-        assert 0 <= iterate.frame.min()
+        assert iterate.frame.min() >= 0
         assert iterate.frame.max() <= 1
         seen.append(iterate.losses["total"])
     assert len(seen) == 5
