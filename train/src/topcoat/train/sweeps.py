@@ -184,9 +184,9 @@ def draw_sheet(rows: Sequence[Sequence[Image.Image]], axes: Sequence[Axis]) -> I
     )
     draw = ImageDraw.Draw(sheet)
     middle = left + (columns * (wide + _GAP) - _GAP) / 2
-    draw.text((middle, _MARGIN), f"{_shown(axes[0].field)} →", "black", font, anchor="ma")
+    draw.text((middle, _MARGIN), _shown(axes[0].field), "black", font, anchor="ma")
     if len(axes) > 1:
-        draw.text((_MARGIN, _MARGIN + _LINE), f"{_shown(axes[1].field)} ↓", "black", font)
+        draw.text((_MARGIN, _MARGIN + _LINE), _shown(axes[1].field), "black", font)
     for column, value in enumerate(axes[0].values):
         centre = left + column * (wide + _GAP) + wide / 2
         draw.text((centre, _MARGIN + _LINE), _shown(value), "black", font, anchor="ma")
