@@ -1,14 +1,26 @@
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 
 from topcoat.train import LossWeightsError, RecipeError
-from topcoat.train.losses import LossNetwork, find_loss_weights, load_loss_network
-from topcoat.train.losses.features import layer_index, layer_names
-from topcoat.train.recipes import STYLE_RECIPES
+from topcoat.train.losses import (
+    LossNetwork,
+    PerceptualLoss,
+    find_loss_weights,
+    load_loss_network,
+    style_target,
+)
+from topcoat.train.losses.features import (
+    layer_index,
+    layer_names,
+    perceptual_network,
+    scale_to_unit_mean,
+)
+from topcoat.train.recipes import OPTIMIZE_RECIPES, STYLE_RECIPES
 
 
 @pytest.mark.parametrize(
@@ -66,6 +78,103 @@ def test_an_unknown_layer_is_answered_with_the_known_ones() -> None:
     with pytest.raises(RecipeError, match=r"relu9_9.*relu1_1, relu1_2"):
         LossNetwork("vgg16", ["relu9_9"])
     assert len(layer_names("vgg19")) == 16
+
+
+def test_a_convolution_s_name_is_answered_with_that_of_its_relu() -> None:
+    with pytest.raises(RecipeError, match=r"'conv4_2' \(relu4_2 is what comes out of it\); choose"):
+        LossNetwork("vgg16", ["conv4_2"])
+
+
+@pytest.mark.parametrize(
+    ("asked", "held", "layers"),
+    [("vgg19", "vgg16", ["relu4_1", "relu5_1"]), ("vgg16", "vgg19", ["relu4_1"])],
+)
+def test_a_file_for_the_other_network_is_called_so(
+    tmp_path: Path, asked: str, held: str, layers: list[str]
+) -> None:
+    state = {  # of names alone: shapes are looked at later
+        f"features.{index - 1}.weight": torch.zeros(1) for index in layer_names(held).values()
+    }
+    torch.save(state, tmp_path / "other.pth")
+    with pytest.raises(LossWeightsError, match=f"holds {held.upper()}, not {asked}; set --loss-n"):
+        load_loss_network(asked, layers, tmp_path / "other.pth")
+
+
+def test_the_layers_that_a_file_lacks_are_blamed_on_the_fields_that_count(
+    loss_weights: Path,
+) -> None:
+    recipe = replace(
+        OPTIMIZE_RECIPES["modern"],
+        style_weight=0.0,
+        histogram_weight=1.0,
+        histogram_layers=("relu1_1", "relu4_1"),
+    )
+    with pytest.raises(LossWeightsError) as caught:
+        perceptual_network(recipe, loss_weights)
+    assert "lacks the vgg16 layers relu4_1, which relu4_1 needs" in str(caught.value)
+    assert "with --histogram-layers or --content-layer" in str(caught.value)
+
+
+def _frame(seed: int = 0, side: int = 32) -> torch.Tensor:
+    return torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(seed))
+
+
+def test_average_pooling_takes_the_mean_where_max_takes_the_greatest(loss_weights: Path) -> None:
+    layers = ["relu1_2", "relu2_1"]
+    most = load_loss_network("vgg16", layers, loss_weights)(_frame())
+    mean = load_loss_network("vgg16", layers, loss_weights, pooling="average")
+    found = mean(_frame())
+    assert torch.equal(found["relu1_2"], most["relu1_2"])
+    pooled = torch.nn.functional.avg_pool2d(found["relu1_2"], 2)
+    torch.testing.assert_close(found["relu2_1"], mean.features[5](pooled).relu())
+
+
+@pytest.mark.parametrize("pooling", ["max", "average"])
+def test_unit_mean_activations_are_the_same_features_but_for_their_scale(
+    loss_weights: Path, pooling: Literal["max", "average"]
+) -> None:
+    layers = ["relu1_1", "relu1_2", "relu2_2", "relu3_3"]
+    before, after = (
+        load_loss_network("vgg16", layers, loss_weights, pooling=pooling) for _ in range(2)
+    )
+    pictures = [_frame(1), _frame(2, 48)]
+    scale_to_unit_mean(after, pictures)
+    for layer in layers:
+        sums = sum(after(picture)[layer].sum((0, 2, 3)) for picture in pictures)
+        count = sum(after(picture)[layer][0, 0].numel() for picture in pictures)
+        active = sum(before(picture)[layer].sum((0, 2, 3)) for picture in pictures) > 0
+        assert active.any()
+        torch.testing.assert_close(
+            (sums / count)[active], torch.ones(int(active.sum())), rtol=1e-3, atol=0
+        )
+        old, new = before(_frame(3))[layer], after(_frame(3))[layer]
+        factor = new.sum((0, 2, 3)) / old.sum((0, 2, 3)).clamp_min(1e-12)
+        torch.testing.assert_close(new, old * factor[None, :, None, None], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("pooling", ["max", "average"])
+def test_activations_computed_again_give_the_same_losses_and_gradients(
+    loss_weights: Path, pooling: Literal["max", "average"]
+) -> None:
+    recipe = replace(
+        OPTIMIZE_RECIPES["modern"],
+        histogram_weight=1.0,
+        histogram_layers=("relu1_1", "relu2_1"),
+        loss_pooling=pooling,
+    )
+    network, _ = perceptual_network(recipe, loss_weights)
+    objective = PerceptualLoss(
+        network, [style_target(network, [(_frame(5), 1.0)], recipe)], recipe, seed=0
+    )
+    found = []
+    for network.checkpointing in (False, True):
+        frame = _frame(6).requires_grad_()
+        losses = objective(frame, _frame(7))
+        (gradient,) = torch.autograd.grad(losses["total"], frame)
+        found.append((losses, gradient))
+    for name, value in found[0][0].items():
+        assert torch.equal(found[1][0][name], value)
+    torch.testing.assert_close(found[1][1], found[0][1])
 
 
 @pytest.mark.parametrize("content", [b"", b"not weights", b"PK\x03\x04 cut short"])

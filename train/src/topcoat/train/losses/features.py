@@ -12,7 +12,7 @@ import os
 import pickle
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -58,7 +58,11 @@ def layer_index(network: str, layer: str) -> int:
     """
     names = layer_names(network)
     if layer not in names:
-        raise RecipeError(f"{network} has no layer {layer!r}; choose among {', '.join(names)}")
+        relu = layer.replace("conv", "relu")
+        meant = f" ({relu} is what comes out of it)" if relu in names else ""
+        raise RecipeError(
+            f"{network} has no layer {layer!r}{meant}; choose among {', '.join(names)}"
+        )
     return names[layer]
 
 
@@ -246,6 +250,11 @@ def load_loss_network(
     built = LossNetwork(network, layers, network_input, pooling)
     path = Path(weights)
     state = _read_state(path)
+    if held := _other_network(state, network):
+        raise LossWeightsError(
+            f"{path} holds {held.upper()}, not {network}; set --loss-network {held}, or give "
+            f"{network}'s weights"
+        )
     wanted = built.state_dict()
     missing = sorted({int(name.split(".")[1]) for name in wanted if name not in state})
     if missing:
@@ -271,16 +280,11 @@ def load_loss_network(
                 f"{path} has {name} of shape {came}, {network} wants {tuple(value.shape)}; "
                 "give the weights of the network that the recipe names"
             )
-    first_conv = state["features.0.weight"].contiguous().float()
-    digest = hashlib.sha256(first_conv.numpy().tobytes()).hexdigest()
-    if digest.startswith(_OXFORD_VGG16):
-        if network != "vgg16":
-            raise LossWeightsError(f"{path} holds VGG16, not {network}; set --loss-network vgg16")
-        if network_input != "oxford":
-            raise LossWeightsError(
-                f"{path} holds the original Oxford weights, whose input is not {network_input!r}; "
-                "set --loss-input oxford"
-            )
+    if network_input != "oxford" and _is_oxford(state):
+        raise LossWeightsError(
+            f"{path} holds the original Oxford weights, whose input is not {network_input!r}; "
+            "set --loss-input oxford"
+        )
     if path.name == _HUB_FILE["vgg19"] and network_input != "imagenet":
         raise LossWeightsError(
             f"{path} was trained by torchvision, its input is not {network_input!r}; "
@@ -295,14 +299,12 @@ def load_loss_network(
 def perceptual_network(
     recipe: PerceptualRecipe,
     given: str | os.PathLike[str] | None = None,
-    recipe_fields: str = "--style-layers or --content-layer",
 ) -> tuple[LossNetwork, Path]:
     """The loss network that a recipe's objective reads, found, filled and prepared.
 
     Args:
         recipe: its network, layers, pooling and scaling of activations.
         given: the weight file, see :func:`find_loss_weights`.
-        recipe_fields: as :func:`load_loss_network`.
 
     Returns:
         The network, and the file that its weights came from.
@@ -314,12 +316,15 @@ def perceptual_network(
     for layer in recipe.layers():
         layer_index(recipe.loss_network, layer)  # before anything is downloaded for it
     found = find_loss_weights(recipe.loss_network, given)
+    fields = ["--style-layers"] * recipe.uses_style()
+    fields += ["--histogram-layers"] * recipe.uses_histogram()
+    fields += ["--content-layer"] * bool(recipe.content_weight)
     network = load_loss_network(
         recipe.loss_network,
         recipe.layers(),
         found.path,
         recipe.loss_convention(),
-        recipe_fields,
+        " or ".join(fields),
         recipe.loss_pooling,
     )
     if recipe.loss_activations == "unit-mean":
@@ -366,6 +371,31 @@ def scale_to_unit_mean(network: LossNetwork, pictures: Iterable[Tensor]) -> None
             conv.weight.mul_(before[None, :, None, None] / mean[:, None, None, None])
             conv.bias.div_(mean)
             before = mean
+
+
+def _is_oxford(state: Mapping[str, Tensor]) -> bool:
+    first = state.get("features.0.weight")
+    if not isinstance(first, Tensor):
+        return False
+    digest = hashlib.sha256(first.contiguous().float().numpy().tobytes()).hexdigest()
+    return digest.startswith(_OXFORD_VGG16)
+
+
+def _other_network(state: Mapping[str, Tensor], network: str) -> str | None:
+    """The network that a file is for, if it is certainly not the one that was asked for."""
+    if network != "vgg16" and _is_oxford(state):
+        return "vgg16"
+    convs = {
+        int(parts[1])
+        for parts in (str(name).split(".") for name in state)
+        if len(parts) == 3 and parts[0] == "features" and parts[1].isdecimal()
+    }
+
+    def fits(name: str) -> bool:
+        return convs <= {index - 1 for index in layer_names(name).values()}
+
+    others = [name for name in _BLOCKS if name != network and fits(name)]
+    return others[0] if others and not fits(network) else None
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ def pixel_loss(output: Tensor, target: Tensor, form: Literal["l1", "l2"]) -> Ten
             which is less ruled by the few worst pixels.
 
     Returns:
-        scalar float32.
+        scalar float32 (float64 for float64).
 
     Raises:
         ValueError: the shapes differ.
@@ -29,5 +29,6 @@ def pixel_loss(output: Tensor, target: Tensor, form: Literal["l1", "l2"]) -> Ten
     if output.shape != target.shape:
         raise ValueError(f"output {tuple(output.shape)} and target {tuple(target.shape)} differ")
     with torch.autocast(output.device.type, enabled=False):
-        difference = output.float() - target.detach().float()
+        wide = torch.promote_types(output.dtype, torch.float32)
+        difference = output.to(wide) - target.detach().to(wide)
         return difference.abs().mean() if form == "l1" else difference.square().mean()
