@@ -141,7 +141,7 @@ def parity_table(rows: Sequence[ParityRow]) -> list[str]:
     """
     texture = any("noise" in row.groups for row in rows)
     columns = (
-        {"noise": "Noise", "sizes": "Sizes", "tiny": "Tiny", "tiling": "Repeated"}
+        {"noise": "Noise", "tiny": "Tiny", "tiling": "Repeated"}
         if texture
         else {
             "photographs": "Photographs",

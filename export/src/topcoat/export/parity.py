@@ -114,7 +114,7 @@ GATES: Mapping[str, Mapping[str, Gate]] = {
         "tiny": Gate(max_steps=16, worst_psnr_db=40, tone_steps=2),
         "synthetic": Gate(worst_psnr_db=35, tone_steps=2),
         "flat": Gate(max_steps=4, flat_steps=0),
-        "noise": Gate(max_steps=4, psnr_db=50, worst_psnr_db=45),
+        "noise": Gate(psnr_db=50, worst_psnr_db=45, within_4_steps=0.99),
         "tiling": Gate(max_steps=4),
     },
     "bf16": {

@@ -7,9 +7,9 @@ normalisation layer sees a handful of values? ``synthetic``: and on frames that 
 smooth or as rough as can be? ``flat``, only for a network that enlarges: does a frame of one colour
 stay one, whatever colour?
 
-A network that makes textures is never given anything but noise: ``noise`` are frames such as people
-make, ``sizes`` and ``tiny`` as above, but multiples of what the network takes, and ``tiling`` asks
-whether the engine's textures repeat without a seam.
+A network that makes textures is never given anything but noise: ``noise`` are frames and batches of
+several sizes, all multiples of what the network takes, ``tiny`` those of its smallest size, and
+``tiling`` asks whether the engine's textures repeat without a seam.
 """
 
 import importlib.util
@@ -108,11 +108,11 @@ def noise_probes(multiple: int, least: int) -> list[ProbeFrame]:
     ]
     unit = up(16)  # multiples of what is least are multiples of what is wanted
     sizes = [
-        probe("sizes", 5 * unit, 8 * unit, 5),
-        probe("sizes", 7 * unit, 3 * unit, 6),
-        probe("sizes", 4 * unit + multiple, 4 * unit, 7),
-        probe("sizes", 4 * unit, 6 * unit, 8, 9),
-        probe("sizes", 6 * unit, 4 * unit, 10, 11, 12),
+        probe("noise", 5 * unit, 8 * unit, 5),
+        probe("noise", 7 * unit, 3 * unit, 6),
+        probe("noise", 4 * unit + multiple, 4 * unit, 7),
+        probe("noise", 4 * unit, 6 * unit, 8, 9),
+        probe("noise", 6 * unit, 4 * unit, 10, 11, 12),
     ]
     tiny = [
         probe("tiny", least, least, 13),
