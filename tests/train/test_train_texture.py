@@ -21,6 +21,7 @@ from topcoat.train.loop import _schedule
 from topcoat.train.losses import diversity
 from topcoat.train.noise import NoiseFrames, noise_frame
 from topcoat.train.recipes import TEXTURE_RECIPES, TextureRecipe
+from topcoat.train.texture import as_shown
 
 from .conftest import Refused, answers_without_torch
 
@@ -109,6 +110,19 @@ def test_equal_pictures_have_a_finite_diversity_and_gradient() -> None:
 def test_diversity_of_one_picture_is_refused() -> None:
     with pytest.raises(ValueError, match="at least two pictures, got 1"):
         diversity(torch.zeros(1, 3, 4, 4))
+
+
+# Clipping
+
+
+def test_a_clipped_value_has_the_gradient_that_leads_back_and_no_other() -> None:
+    values = torch.tensor([-0.5, -0.5, 0.5, 0.5, 1.5, 1.5], requires_grad=True)
+    shown = as_shown(values)
+    assert shown.tolist() == [0.0, 0.0, 0.5, 0.5, 1.0, 1.0]
+    # A step goes against the gradient: -1 raises a value, 1 lowers it.
+    torch.autograd.backward(shown, torch.tensor([-1.0, 1.0, -1.0, 1.0, -1.0, 1.0]))
+    assert values.grad is not None
+    assert values.grad.tolist() == [-1.0, 0.0, -1.0, 1.0, 0.0, 1.0]
 
 
 # Recipes

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image, ImageDraw
@@ -70,7 +71,7 @@ def train_texture(run: TextureRun) -> Outcome:
     objective = PerceptualLoss(loss_network, [target], recipe, batch=recipe.batch)
 
     def loss(net: FrameNetwork | nn.Module, noise: Tensor) -> dict[str, Tensor]:
-        textures = net(noise)
+        textures = as_shown(net(noise))
         parts: dict[str, Tensor] = objective(textures)
         if not recipe.diversity_weight:
             return parts
@@ -95,6 +96,34 @@ def train_texture(run: TextureRun) -> Outcome:
     )
     dataset = NoiseFrames(recipe.sample_size, recipe.seed)
     return train(task, dataset, run.settings, recipe, resume=run.resume)
+
+
+def as_shown(textures: Tensor) -> Tensor:
+    """Clip to [0, 1], as whoever makes a picture of them does, and still learn from there.
+
+    Gram matrices are content with a few spots far brighter than white in place of wide areas of a
+    colour. The losses are to see what is shown, so here such spots count as white. The gradient of
+    a clipped value passes if it leads back into the range, and stops if it leads further out:
+    where that of a plain clamp is zero, and nothing comes back.
+
+    Args:
+        textures: any shape, nominally in [0, 1].
+    """
+    shown: Tensor = _Shown.apply(textures)  # type: ignore[no-untyped-call]
+    return shown
+
+
+class _Shown(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:  # noqa: ANN401 - autograd's own type
+        ctx.save_for_backward(values)
+        return values.clamp(0, 1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # noqa: ANN401
+        (values,) = ctx.saved_tensors
+        further = ((values < 0) & (grad > 0)) | ((values > 1) & (grad < 0))  # a step goes against
+        return grad.masked_fill(further, 0.0)
 
 
 class _Preview:
