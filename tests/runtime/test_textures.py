@@ -208,7 +208,7 @@ def test_what_cannot_be_made_is_one_line_and_leaves_nothing(
 ) -> None:
     new, there = tmp_path / "folder" / "t.png", tmp_path / "there.png"
     there.write_bytes(b"mine")
-    said = {
+    said: dict[str, list[object]] = {
         "the nearest size is 252x8": [WOVEN, new, "--size", "250x3"],
         "blocks is for the task style and makes no textures": [blocks, new],
         "there.png exists; pass --force": [WOVEN, there],

@@ -95,7 +95,7 @@ def _sized(model: onnx.ModelProto, side: int) -> onnx.ModelProto:
             found = np.array(dims_of[node.input[0]])[ends.get("start", 0) : ends.get("end")]
         elif node.input and all(name in known for name in node.input if name):
             feeds = {name: known[name] for name in node.input if name}
-            (found,) = ReferenceEvaluator(node).run(None, feeds)
+            (found,) = ReferenceEvaluator(node).run(None, feeds)  # type: ignore[assignment]
         else:
             left.append(onnx.NodeProto.FromString(node.SerializeToString()))
             continue
