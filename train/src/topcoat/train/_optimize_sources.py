@@ -107,7 +107,7 @@ class Sources:
         ]
         self._check_sides()
         self.inputs = {
-            "content": None if content is None else _known(content),
+            "content": None if content is None else known_file(content),
             "styles": [
                 {
                     "source": style.source
@@ -115,12 +115,12 @@ class Sources:
                     else os.fspath(Path(style.source).resolve()),
                     "sha256": style.picture.sha256,
                     "weight": style.weight,
-                    "where": None if style.where is None else _known(style.where),
-                    "part": None if style.part is None else _known(style.part),
+                    "where": None if style.where is None else known_file(style.where),
+                    "part": None if style.part is None else known_file(style.part),
                 }
                 for style in self.styles
             ],
-            "start": None if self.file is None else _known(Path(recipe.start)),
+            "start": None if self.file is None else known_file(Path(recipe.start)),
         }
 
     def at(self, size: int, network: LossNetwork, device: torch.device) -> Scene:
@@ -148,7 +148,9 @@ class Sources:
             assert content is not None
             start = content
         elif recipe.start == "style":
-            start = F.interpolate(pictures[0], size=(height, width), mode="bicubic").clamp(0, 1)
+            start = F.interpolate(
+                pictures[0], size=(height, width), mode="bicubic", antialias=True
+            ).clamp(0, 1)
         else:
             generator = torch.Generator().manual_seed(recipe.seed)
             start = torch.rand((1, 3, height, width), generator=generator).to(device)
@@ -176,6 +178,8 @@ class Sources:
     ) -> list[StyleTarget]:
         if not (self.recipe.uses_style() or self.recipe.uses_histogram()):
             return []
+        # Shares are relative: 2,1 and 200,100 are the same picture.
+        even = len(self.styles) / sum(style.weight for style in self.styles)
         shared: list[tuple[Tensor, float]] = []
         parts: list[Tensor | None] = []
         targets: list[StyleTarget] = []
@@ -189,9 +193,11 @@ class Sources:
                 continue
             target = style_target(network, [(picture, 1.0)], self.recipe, [over_style])
             over_content = _mask_tensor(where, size, device)
-            targets.append(replace(target, weight=style.weight, mask=over_content))
+            targets.append(replace(target, weight=even * style.weight, mask=over_content))
         if shared:
-            targets.insert(0, style_target(network, shared, self.recipe, parts))
+            target = style_target(network, shared, self.recipe, parts)
+            weight = even * sum(share for _, share in shared) / len(shared)
+            targets.insert(0, replace(target, weight=weight))
         return targets
 
     def _check_sides(self) -> None:
@@ -268,7 +274,8 @@ def _start_picture(start: str) -> Image.Image:
     return open_photograph(path)
 
 
-def _known(path: Path) -> dict[str, str]:
+def known_file(path: Path) -> dict[str, str]:
+    """What resuming knows a file by: ``path`` and ``sha256``."""
     return {"path": os.fspath(path.resolve()), "sha256": file_sha256(path)}
 
 

@@ -109,24 +109,24 @@ def load_state(path: Path) -> State:
 
 
 def check_same(state: State, inputs: dict[str, Any]) -> None:
-    """Check that the pictures are those that a state was made from.
+    """Check that pictures and loss weights are those that a state was made from.
 
     Args:
         state: to be resumed.
-        inputs: of the pictures as they are now.
+        inputs: of the files as they are now.
 
     Raises:
         CheckpointError: a file changed.
     """
-    changed = [
-        known["path"]
-        for known, now in zip(_files(state.inputs), _files(inputs), strict=True)
-        if known != now
-    ]
+    try:
+        files = zip(_files(state.inputs), _files(inputs), strict=True)
+        changed = [now["path"] for known, now in files if known["sha256"] != now["sha256"]]
+    except (KeyError, TypeError, ValueError):
+        raise CheckpointError(f"{state.path} is damaged; start again") from None
     if changed:
         raise CheckpointError(
-            f"{', '.join(changed)} changed since {state.path} was written, so going on would "
-            "not be the same optimisation; restore it, or start again"
+            f"{', '.join(changed)} is not what {state.path} was made with, so going on would "
+            "not be the same optimisation; put it back, or start again"
         )
 
 
@@ -134,4 +134,4 @@ def _files(inputs: dict[str, Any]) -> Iterator[dict[str, str]]:
     for style in inputs["styles"]:
         yield {"path": style["source"], "sha256": style["sha256"]}
         yield from (style[name] for name in ("where", "part") if style[name])
-    yield from (inputs[name] for name in ("content", "start") if inputs[name])
+    yield from (inputs[name] for name in ("content", "start", "loss_weights") if inputs[name])

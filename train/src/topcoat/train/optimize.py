@@ -4,6 +4,7 @@ The minimisation itself is in :mod:`topcoat.train.optimization`.
 """
 
 import contextlib
+import dataclasses
 import os
 import sys
 import time
@@ -26,7 +27,7 @@ from topcoat.train._errors import (
 )
 from topcoat.train._files import written_whole
 from topcoat.train._memory import available_memory, memory_for
-from topcoat.train._optimize_sources import Scene, Sources, StyleInput, read_style
+from topcoat.train._optimize_sources import Scene, Sources, StyleInput, known_file, read_style
 from topcoat.train._optimize_state import State, check_same, save_state, state_path
 from topcoat.train.loop import Interrupt
 from topcoat.train.losses import (
@@ -34,7 +35,7 @@ from topcoat.train.losses import (
     PerceptualLoss,
     perceptual_network,
 )
-from topcoat.train.optimization import Minimiser, iterations
+from topcoat.train.optimization import Minimiser, Objective, iterations
 from topcoat.train.recipes import OptimizeRecipe
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -109,16 +110,17 @@ def optimize_image(run: OptimizeRun) -> OptimizeOutcome:
     """
     recipe, settings = run.recipe, run.settings
     sources = Sources(run.content, run.styles, recipe)
-    network = run.network
+    network, inputs = run.network, {**sources.inputs, "loss_weights": None}
     if network is None:
-        network, _ = perceptual_network(recipe, run.loss_weights)
+        network, weights = perceptual_network(recipe, run.loss_weights)
+        inputs["loss_weights"] = known_file(weights)
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
     network = network.to(device)
     history: list[dict[str, float]] = []
     first, resumed = 0, None
     before = 0.0
     if run.resume is not None:
-        check_same(run.resume, sources.inputs)
+        check_same(run.resume, inputs)
         first, resumed, before = run.resume.level, run.resume.minimiser, run.resume.seconds
         history = list(run.resume.history)
     began = time.perf_counter() - before
@@ -142,7 +144,7 @@ def optimize_image(run: OptimizeRun) -> OptimizeOutcome:
             objective = PerceptualLoss(network, scene.targets, recipe, seed=recipe.seed).to(device)
             with memory_for(f"to optimise {start.shape[3]}x{start.shape[2]} pixels"):
                 kept = None if scene.content is None else objective.content_target(scene.content)
-                minimiser = Minimiser(lambda f, o=objective, k=kept: o(f, content=k), start, recipe)  # type: ignore[misc]
+                minimiser = Minimiser(_objective(objective, kept, scene), start, recipe)
                 if resumed is not None:
                     _restore(minimiser, resumed)
                     resumed = None
@@ -155,7 +157,7 @@ def optimize_image(run: OptimizeRun) -> OptimizeOutcome:
                     return save_state(
                         settings.output,
                         recipe,
-                        sources.inputs,
+                        inputs,
                         level,
                         minimiser.state(),
                         history,
@@ -187,7 +189,7 @@ def optimize_image(run: OptimizeRun) -> OptimizeOutcome:
                         ):
                             save()
                 except DivergenceError as error:
-                    _write(sources.finished(minimiser.frame, scene), settings.output)
+                    write_picture(sources.finished(minimiser.frame, scene), settings.output)
                     raise DivergenceError(
                         f"iteration {minimiser.done + 1} at {sizes[level]} pixels: {error}; "
                         f"{settings.output} holds the last good picture. Lower the weights or "
@@ -197,9 +199,21 @@ def optimize_image(run: OptimizeRun) -> OptimizeOutcome:
             bar.update(recipe.steps[level] - minimiser.done)  # stalled: nothing is left to do
     interrupt.closing = True
     assert frame is not None
-    _write(sources.finished(frame, scene), settings.output)
+    write_picture(sources.finished(frame, scene), settings.output)
     state_path(settings.output).unlink(missing_ok=True)
     return _outcome(run, frame, history, began, minimiser, stalled=stalled)
+
+
+def _objective(objective: PerceptualLoss, content: Tensor | None, scene: Scene) -> Objective:
+    if scene.colours is None:
+        return lambda frame: objective(frame, content=content)
+
+    def of_lightness(frame: Tensor) -> dict[str, Tensor]:
+        # Of the picture without colour, which is what will be kept: else errors would be hidden in
+        # the colours. From a grey start every step is grey, since the gradients are alike.
+        return objective(frame.mean(1, keepdim=True).expand_as(frame).contiguous(), content=content)
+
+    return of_lightness
 
 
 def _outcome(
@@ -266,12 +280,17 @@ def _due_preview(
         return
     folder = settings.output.with_suffix(".preview")
     try:
-        _write(sources.finished(frame, scene), folder / f"step_{step:06d}.jpg")
+        write_picture(sources.finished(frame, scene), folder / f"step_{step:06d}.jpg")
     except OutputError as error:
         tqdm.write(f"warning: no preview written: {error}", file=sys.stderr)
 
 
-def _write(picture: Image.Image, path: Path) -> None:
+def write_picture(picture: Image.Image, path: Path) -> None:
+    """Write a picture of the kind that its name asks for, whole or not at all.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
     kind = {".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}.get(path.suffix.lower(), "PNG")
     options: dict[str, Any] = {} if kind == "PNG" else {"quality": 95}
     try:
@@ -284,17 +303,31 @@ def _write(picture: Image.Image, path: Path) -> None:
 
 
 def resumed_run(
-    state: State, settings: OptimizeSettings, loss_weights: Path | None = None
+    state: State,
+    settings: OptimizeSettings,
+    loss_weights: Path | None = None,
+    steps: tuple[int, ...] | None = None,
 ) -> OptimizeRun:
     """The run that a state belongs to, with its pictures read again.
+
+    Args:
+        state: from :func:`load_state`.
+        settings: its output may be another one.
+        loss_weights: where the loss network's weights are now; None: found as usual.
+        steps: iterations at each size, those done included; None: as they were.
 
     Raises:
         CheckpointError: its recipe is of another version, or it was damaged.
         PictureError: a picture is no longer there.
+        RecipeError: ``steps`` is for another number of sizes.
     """
     try:
         recipe = OptimizeRecipe.from_dict(state.recipe)
         inputs = state.inputs
+        if inputs["start"]:  # what was a path from the folder of then
+            recipe = dataclasses.replace(recipe, start=inputs["start"]["path"])
+        if not 0 <= state.level < len(recipe.steps):
+            raise KeyError("level")
         styles = [
             read_style(
                 style["source"],
@@ -306,6 +339,13 @@ def resumed_run(
         content = Path(inputs["content"]["path"]) if inputs["content"] else None
     except (KeyError, TypeError, RecipeError) as error:
         raise CheckpointError(f"{state.path} cannot be used ({error}); start again") from None
+    if steps is not None:
+        if len(steps) != len(recipe.steps):
+            raise RecipeError(
+                f"--steps has {len(steps)} numbers, {state.path} works at {len(recipe.steps)} "
+                f"sizes; give one for each, it had {','.join(map(str, recipe.steps))}"
+            )
+        recipe = dataclasses.replace(recipe, steps=steps)
     return OptimizeRun(
         content=content,
         styles=styles,
@@ -342,5 +382,5 @@ def check_output(output: Path, *, force: bool) -> None:
         )
     with contextlib.suppress(FileNotFoundError):
         parent = next(p for p in (output.parent, *output.resolve().parents) if p.exists())
-        if not os.access(parent, os.W_OK):
+        if not parent.is_dir() or not os.access(parent, os.W_OK):
             raise OutputError(f"cannot write to {parent}; give another place with --output")

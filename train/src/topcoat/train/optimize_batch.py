@@ -2,12 +2,13 @@
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from topcoat.train._errors import OutputError, PictureError
+from topcoat.train._errors import ContentError, OutputError, PictureError
 from topcoat.train._files import written_whole
 from topcoat.train.data import find_pictures
 from topcoat.train.losses import perceptual_network
@@ -51,7 +52,7 @@ def optimize_batch(
         on_picture: is told number, count and path of what is about to be done.
 
     Raises:
-        ContentError: no photographs there.
+        ContentError: no photographs there, or none that can be used.
         OutputError: the folder holds pairs of another style or recipe, or cannot be written.
         TopcoatError: see :func:`optimize_image`.
     """
@@ -71,14 +72,15 @@ def optimize_batch(
     }
     listing = folder / "pairs.json"
     pairs = _pairs_so_far(listing, head)
+    _check_folder(folder)
     network = run.network or perceptual_network(recipe, run.loss_weights)[0]
     outcome = BatchOutcome(folder=folder, done=0, asked=len(paths), finished=True)
     for number, (path, name) in enumerate(zip(paths, names, strict=True), start=1):
         digest = file_sha256(path)
-        if name in pairs and pairs[name]["photo_sha256"] == digest:
+        target = folder / "target" / f"{name}.png"
+        if name in pairs and pairs[name].get("photo_sha256") == digest and target.is_file():
             continue
         on_picture(number, len(paths), path)
-        target = folder / "target" / f"{name}.png"
         settings = dataclasses.replace(
             run.settings, output=target, preview_every=0, prefix=f"{number}/{len(paths)} "
         )
@@ -98,6 +100,11 @@ def optimize_batch(
         pairs[name] = {"name": name, "photo_sha256": digest, "losses": result.losses}
         _write(listing, {**head, "pairs": list(pairs.values())})
     outcome.done = len(pairs)
+    if outcome.finished and not pairs:
+        raise ContentError(
+            f"none of the {len(paths)} photographs below {photographs} could be used; of the first "
+            f"it was said: {outcome.skipped[0]}"
+        )
     return outcome
 
 
@@ -115,6 +122,15 @@ def unique_names(paths: list[Path]) -> list[str]:
             name, number = f"{stem}-{number}", number + 1
         names.append(name)
     return names
+
+
+def _check_folder(folder: Path) -> None:
+    """Find out before minutes of work whether the pairs can be written."""
+    existing = next(path for path in (folder, *folder.resolve().parents) if path.exists())
+    if not existing.is_dir():
+        raise OutputError(f"{existing} is not a folder; give a folder for the pairs with --output")
+    if not os.access(existing, os.W_OK):
+        raise OutputError(f"cannot write to {existing}; give another folder with --output")
 
 
 def _pairs_so_far(listing: Path, head: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -5,7 +5,6 @@ style, the content layer, the picture to start from.
 """
 
 import dataclasses
-import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from topcoat.train._errors import OutputError, RecipeError
 from topcoat.train._files import written_whole
-from topcoat.train.optimize import OptimizeOutcome, OptimizeRun, optimize_image
+from topcoat.train._optimize_sources import Sources, known_file
+from topcoat.train.losses import perceptual_network
+from topcoat.train.optimize import OptimizeOutcome, OptimizeRun, optimize_image, write_picture
 from topcoat.train.recipes import OptimizeRecipe
 
 MOST_CELLS = 64
@@ -73,6 +74,8 @@ def cells(recipe: OptimizeRecipe, axes: Sequence[Axis]) -> list[list[OptimizeRec
     Raises:
         RecipeError: a value is out of range or would change nothing, or there are too many cells.
     """
+    if len(axes) > 2:
+        raise RecipeError(f"--sweep was given {len(axes)} times; a sheet has two axes at most")
     across = axes[0]
     down = axes[1] if len(axes) > 1 else Axis("", ("",))
     if across.field == down.field:
@@ -81,18 +84,19 @@ def cells(recipe: OptimizeRecipe, axes: Sequence[Axis]) -> list[list[OptimizeRec
     if count > MOST_CELLS:
         raise RecipeError(f"{count} cells are more than {MOST_CELLS}; give fewer values")
     rows = []
+    idle = {across.field, down.field} - {""}
     for low in down.values:
         row = []
         for value in across.values:
             changes = {across.field: value} | ({down.field: low} if down.field else {})
-            changed = dataclasses.replace(recipe, **changes)
-            if idle := sorted(changed.idle_fields() & set(changes)):
-                raise RecipeError(
-                    f"--sweep of {', '.join(idle)} would change nothing in this recipe; "
-                    "see --show-recipe"
-                )
-            row.append(changed)
+            row.append(dataclasses.replace(recipe, **changes))
+            idle &= row[-1].idle_fields()
         rows.append(row)
+    if idle:  # in every cell: where one axis turns a loss off, the other rests there
+        raise RecipeError(
+            f"--sweep of {', '.join(sorted(idle))} would change nothing in this recipe; "
+            "see --show-recipe"
+        )
     return rows
 
 
@@ -104,7 +108,7 @@ def sweep(
     """Optimise every cell, then write the sheet and, beside it, a JSON file of the losses.
 
     The cells' own pictures lie in ``OUTPUT.sweep/``; one that is there with the same recipe is
-    kept, so that an interrupted sweep goes on where it was.
+    kept if it was made from the same files, so that an interrupted sweep goes on where it was.
 
     Args:
         run: as for one picture; its output is the sheet.
@@ -116,6 +120,8 @@ def sweep(
         KeyboardInterrupt: it was interrupted; finished cells are kept.
     """
     rows = cells(run.recipe, axes)
+    weights: dict[tuple[object, ...], dict[str, str]] = {}
+    inputs = [[_checked(run, recipe, weights) for recipe in row] for row in rows]
     output = run.settings.output
     folder = output.with_suffix(".sweep")
     found: list[list[OptimizeOutcome]] = []
@@ -124,7 +130,7 @@ def sweep(
         for column, recipe in enumerate(row):
             picture = folder / f"row{number + 1}_column{column + 1}.png"
             label = _label(axes, number, column)
-            known = _known_cell(picture, recipe)
+            known = _known_cell(picture, recipe, inputs[number][column])
             if known is None:
                 on_cell(label, None)
                 settings = dataclasses.replace(
@@ -137,15 +143,14 @@ def sweep(
                     if known.state is not None:
                         known.state.unlink()  # a cell is short: it begins again
                     raise KeyboardInterrupt
-                _write_json(picture.with_suffix(".json"), _cell_json(known, recipe))
+                values = _cell_json(known, recipe) | {"inputs": inputs[number][column]}
+                _write_json(picture.with_suffix(".json"), values)
             found[-1].append(known)
             on_cell(label, known)
     sheet = draw_sheet(
         [[Image.open(cell.output).convert("RGB") for cell in row] for row in found], axes
     )
-    data = io.BytesIO()
-    sheet.save(data, "JPEG" if output.suffix.lower() in (".jpg", ".jpeg") else "PNG", quality=92)
-    _write_bytes(output, data.getvalue())
+    write_picture(sheet, output)
     listing = [
         {
             **{axes[0].field: axes[0].values[column]},
@@ -158,6 +163,21 @@ def sweep(
     base = run.recipe.to_dict()
     _write_json(output.with_suffix(".json"), {"recipe": base, "cells": listing})
     return found
+
+
+def _checked(
+    run: OptimizeRun, recipe: OptimizeRecipe, weights: dict[tuple[object, ...], dict[str, str]]
+) -> dict[str, Any]:
+    """What a cell is made from; finds out before the first one whether all of them can be done.
+
+    ``weights`` remembers the loss networks that were tried.
+    """
+    inputs = Sources(run.content, run.styles, recipe).inputs
+    network = (recipe.loss_network, recipe.loss_convention(), recipe.layers())
+    if network not in weights:
+        plain = dataclasses.replace(recipe, loss_activations="plain")
+        weights[network] = known_file(perceptual_network(plain, run.loss_weights)[1])
+    return {**inputs, "loss_weights": weights[network]}
 
 
 def draw_sheet(rows: Sequence[Sequence[Image.Image]], axes: Sequence[Axis]) -> Image.Image:
@@ -232,11 +252,14 @@ def _cell_json(outcome: OptimizeOutcome, recipe: OptimizeRecipe) -> dict[str, An
     }
 
 
-def _known_cell(picture: Path, recipe: OptimizeRecipe) -> OptimizeOutcome | None:
+def _known_cell(
+    picture: Path, recipe: OptimizeRecipe, inputs: dict[str, Any]
+) -> OptimizeOutcome | None:
     """A cell of an earlier, interrupted sweep; None if it has to be done."""
     try:
         values = json.loads(picture.with_suffix(".json").read_text())
-        if values["cell_recipe"] != recipe.to_dict() or not picture.is_file():
+        same = values["cell_recipe"] == recipe.to_dict() and values["inputs"] == inputs
+        if not same or not picture.is_file():
             return None
         return OptimizeOutcome(
             output=picture,
@@ -253,13 +276,9 @@ def _known_cell(picture: Path, recipe: OptimizeRecipe) -> OptimizeOutcome | None
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:
-    _write_bytes(path, (json.dumps(values, indent=2) + "\n").encode())
-
-
-def _write_bytes(path: Path, data: bytes) -> None:
     try:
         with written_whole(path) as file:
-            file.write(data)
+            file.write((json.dumps(values, indent=2) + "\n").encode())
     except OSError as error:
         raise OutputError(
             f"cannot write {path}: {error.strerror}; give another place with --output"

@@ -300,9 +300,16 @@ def _one_for_each(given: list[str], option: str, names: list[str]) -> list[Path 
 
 def _resume(args: argparse.Namespace) -> int:
     from topcoat.train._optimize_state import load_state
-    from topcoat.train.optimize import OptimizeSettings, optimize_image, resumed_run
+    from topcoat.train.optimize import (
+        OptimizeSettings,
+        check_output,
+        optimize_image,
+        resumed_run,
+    )
 
     state = load_state(args.resume)
+    if args.output is not None:
+        check_output(args.output, force=args.force)
     output = args.output or Path(state.output)
     settings = OptimizeSettings(
         output=output,
@@ -311,7 +318,8 @@ def _resume(args: argparse.Namespace) -> int:
         memory=args.memory,
         quiet=args.quiet,
     )
-    return _report(args, optimize_image(resumed_run(state, settings, args.loss_weights)))
+    run = resumed_run(state, settings, args.loss_weights, args.steps)
+    return _report(args, optimize_image(run))
 
 
 def _sweep(args: argparse.Namespace, run: "OptimizeRun") -> int:
@@ -321,8 +329,14 @@ def _sweep(args: argparse.Namespace, run: "OptimizeRun") -> int:
         if outcome is not None and not args.quiet:
             print(f"{label}: {_losses(outcome)}", file=sys.stderr)
 
-    found = sweep(run, [axis(text) for text in args.sweep], on_cell)
     output = run.settings.output
+    try:
+        found = sweep(run, [axis(text) for text in args.sweep], on_cell)
+    except KeyboardInterrupt:
+        out = sys.stderr if args.json else sys.stdout
+        print(f"interrupted; finished cells are in {output.with_suffix('.sweep')}", file=out)
+        print("to go on: the same command again", file=out)
+        return 130
     if args.json:
         print(output.with_suffix(".json").read_text(), end="")
         return 0
