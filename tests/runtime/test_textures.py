@@ -1,4 +1,4 @@
-"""Texture bundles: noise of a seed in, a picture out that repeats; sizes that do not fit refused."""
+"""Texture bundles: noise of a seed in, a picture out that repeats; sizes are never padded."""
 
 import json
 import re
