@@ -160,8 +160,8 @@ def test_every_recipe_survives_a_checkpoint() -> None:
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"sample_size": 100}, "sample_size must be a multiple of 16 .* got 100; try 96"),
-        ({"sample_size": 16}, "of at least 32 for 5 scales, got 16; try 32"),
+        ({"sample_size": 100}, "sample_size must be a multiple of 8 .* got 100; try 96"),
+        ({"sample_size": 16, "scales": 5}, "of at least 32 for 5 scales, got 16; try 32"),
         ({"scales": 9}, "scales must be 1 to 7, got 9"),
         ({"texture_size": 8}, "texture_size must be 64 to 4096 pixels"),
         ({"style_weight": 0.0}, "both 0: nothing would be learnt"),

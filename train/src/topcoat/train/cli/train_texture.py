@@ -12,15 +12,15 @@ _EPILOG = """\
 examples:
   train-texture --texture bark.jpg
       learn the texture, write bark.pt
-  train-texture --texture mosaic --steps 500 --sample-size 128
-      a built-in picture, a try that takes a minute or two
-  train-texture --texture bark.jpg --texture-size 512 --scales 6
+  train-texture --texture mosaic --steps 300
+      a built-in picture, a shorter run: for trying out
+  train-texture --texture bark.jpg --texture-size 512 --scales 5
       larger features
   train-texture --texture bark.jpg --histogram-weight 1
-      the colours and contrasts of the picture more exactly, at a fifth more time
+      the colours and contrasts of the picture more exactly; slower
   train-texture --resume bark.pt
       go on after Ctrl-C, a crash or a kill
-  torchrun --nproc-per-node 2 -m topcoat.train.cli.train_texture --texture bark.jpg
+  torchrun --nproc-per-node 2 -m topcoat.train.cli.train_texture --texture bark.jpg --batch 2
       one process per device
 afterwards:
   export-engine bark.pt

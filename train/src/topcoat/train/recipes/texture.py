@@ -23,7 +23,7 @@ class TextureRecipe(TrainingRecipe, PerceptualRecipe):
 
     network: Literal["ulyanov"] = setting("ulyanov", "texture network")
     scales: int = setting(
-        5, "sizes the noise is read at, each half the one before: decides the largest features"
+        4, "sizes the noise is read at, each half the one before: decides the largest features"
     )
     width: int = setting(8, "channels per scale; time grows with its square")
     norm: Literal["batch", "instance"] = setting(
@@ -34,6 +34,9 @@ class TextureRecipe(TrainingRecipe, PerceptualRecipe):
         "nearest", "from a coarser scale to the next; nearest as published"
     )
 
+    loss_pooling: Literal["max", "average"] = setting(
+        "average", "pooling of the loss network; max rewards a dither in flat areas"
+    )
     content_weight: float = setting(0.0, "weight of the content loss: a texture has none")
     style_layers: tuple[str, ...] = setting(
         ("relu1_1", "relu1_2", "relu2_1", "relu2_2", "relu3_1", "relu3_2", "relu3_3"),
@@ -52,12 +55,12 @@ class TextureRecipe(TrainingRecipe, PerceptualRecipe):
         256, "longer side of the texture picture in pixels: sets the size of its features"
     )
     sample_size: int = setting(
-        256, "side of the textures made in training, in pixels; a multiple of 2**(scales-1)"
+        128, "side of the textures made in training, in pixels; a multiple of 2**(scales-1)"
     )
 
     steps: int = setting(1000, "optimiser steps")
-    batch: int = setting(2, "textures per step, over all processes")
-    learning_rate: float = setting(1e-2, "Adam's step size at its highest")
+    batch: int = setting(1, "textures per step, over all processes")
+    learning_rate: float = setting(3e-2, "Adam's step size at its highest")
     seed: int = setting(0, "seeds the weights and the noise")
 
     def __post_init__(self) -> None:
@@ -118,6 +121,9 @@ TEXTURE_RECIPES: dict[str, TextureRecipe] = {
     "modern": TextureRecipe(name="modern"),
     "ulyanov2016": TextureRecipe(
         name="ulyanov2016",
+        scales=5,
+        sample_size=256,
+        loss_pooling="max",
         loss_network="vgg19",
         style_layers=_PAPER_LAYERS,
         loss_scale="absolute",
@@ -130,6 +136,9 @@ TEXTURE_RECIPES: dict[str, TextureRecipe] = {
     ),
     "ulyanov2017": TextureRecipe(
         name="ulyanov2017",
+        scales=5,
+        sample_size=256,
+        loss_pooling="max",
         norm="instance",
         activation="relu",
         loss_network="vgg19",
