@@ -208,7 +208,7 @@ def _break_all(folder: Path) -> None:
         (lambda f: _describe(f, ["gone"]), "gone.png is missing"),
         (lambda f: (f / "photo" / "chelsea.png").write_bytes(b"x"), "is not a usable picture"),
         (_unequal, "pair 'chelsea' of pairs: the photo is "),
-        (_small, "smaller than the crop of 32x32; pass a smaller --crop"),
+        (_small, "is 28x90, smaller than the crop of 32x32; pass --crop 28"),
         (_break_all, "none of 3 pairs can be used"),
     ],
 )

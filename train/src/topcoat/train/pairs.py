@@ -75,9 +75,17 @@ def read_pairs(folder: Path, crop: int) -> Pairs:
     names = [entry.get("name") if isinstance(entry, Mapping) else None for entry in listed or ()]
     if not names:
         raise ContentError(f"{folder}/pairs.json lists no pairs; {_MAKE}")
-    return Pairs(
-        folder, _style(content, folder), tuple(_pair(folder, name, crop) for name in names)
-    )
+    found = [_pair(folder, name) for name in names]
+    pair, (width, height) = min(found, key=lambda entry: min(entry[1]))
+    side = min(width, height)
+    if side < crop:
+        # A multiple that every network takes, where there is one.
+        fitting = side // 32 * 32 if side >= 64 else side // 4 * 4
+        raise ContentError(
+            f"pair {pair.name!r} of {folder} is {width}x{height}, smaller than the crop of "
+            f"{crop}x{crop}; pass --crop {max(16, fitting)}, or make the pairs larger"
+        )
+    return Pairs(folder, _style(content, folder), tuple(pair for pair, _ in found))
 
 
 def check_pairs(resume: Checkpoint, pairs: Pairs) -> None:
@@ -182,7 +190,8 @@ def _style(content: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     return {"name": picture_name(name), "sha256": sha256, "size": size}
 
 
-def _pair(folder: Path, name: object, crop: int) -> Pair:
+def _pair(folder: Path, name: object) -> tuple[Pair, tuple[int, int]]:
+    """A pair by its name, and its width and height."""
     if not isinstance(name, str) or not name or Path(name).name != name or set(name) & set("\\\0"):
         raise ContentError(
             f"{folder}/pairs.json names a pair {name!r}, which is not the plain name of a file in "
@@ -196,12 +205,7 @@ def _pair(folder: Path, name: object, crop: int) -> Pair:
             f"pair {name!r} of {folder}: the photo is {width}x{height}, its target "
             f"{other_width}x{other_height}; they must be of one size: make that pair again"
         )
-    if min(width, height) < crop:
-        raise ContentError(
-            f"pair {name!r} of {folder} is {width}x{height}, smaller than the crop of "
-            f"{crop}x{crop}; pass a smaller --crop, or make the pairs larger"
-        )
-    return pair
+    return pair, sizes[0]
 
 
 def _size(path: Path) -> tuple[int, int]:

@@ -231,13 +231,14 @@ class _PairsPreview:
 
     def __call__(self, network: FrameNetwork) -> Image.Image:
         side, gap, margin = _PREVIEW_SIDE, 8, 56
-        size = (margin + len(self.probes) * (side + gap) - gap, 3 * (side + gap) - gap)
+        line = max(photo.height for photo, _ in self.probes) + gap
+        size = (margin + len(self.probes) * (side + gap) - gap, 3 * line - gap)
         sheet = Image.new("RGB", size, "white")
         draw = ImageDraw.Draw(sheet)
         for row, name in enumerate(("photo", "network", "target")):
-            draw.text((4, row * (side + gap) + side // 2), name, "black")
+            draw.text((4, row * line + line // 2), name, "black")
         for column, (photo, target) in enumerate(self.probes):
             left = margin + column * (side + gap)
             for row, picture in enumerate((photo, run_network(network, photo), target)):
-                sheet.paste(picture, (left, row * (side + gap)))
+                sheet.paste(picture, (left, row * line))
         return sheet
