@@ -110,7 +110,10 @@ def _engines(args: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], di
             lines = done.stderr.strip().splitlines() or ["no reason given"]
             return {}, {"none": f"the network was not exported: {lines[-1]}"}
     import topcoat.runtime as tr
+    from topcoat.train.pictures import file_sha256
 
+    if tr.read_manifest(bundle).checkpoint.get("sha256") != file_sha256(args.network):
+        return {}, {"none": f"{bundle} was not exported from {args.network}"}
     models, words = {}, {}
     for backend in ("onnxruntime-cpu", "openvino-cpu"):
         try:
@@ -150,6 +153,7 @@ def seconds_table(found: dict[str, Any]) -> str:
             else f"{', '.join(map(str, paper[0]))}, {paper[1]}, {paper[0][1] / paper[1]:.0f}×"
         )
         lines.append("| " + " | ".join(cells) + " |")
+    lines += [f"\nNo engine: {found['engines']['none']}."] if "none" in found["engines"] else []
     lines.append(
         f"\nIterations: the median of {found['timed']} times their number, not run in full."
     )

@@ -105,7 +105,7 @@ def test_optimising_gets_the_objective_that_the_network_was_trained_for(
 def test_the_cost_tables_have_the_papers_figures_beside_ours() -> None:
     cost = _module("optimization_cost")
     sizes = {"256": {"iteration": 0.1, "forward": {"PyTorch": 0.02, "openvino-cpu": 0.01}}}
-    text = cost.seconds_table({"timed": 8, "sizes": sizes})
+    text = cost.seconds_table({"timed": 8, "engines": {}, "sizes": sizes})
     assert (
         "| 256² | 10.0 | 30.0 | 50.0 | 0.02 | 0.01 | 3000× | 3.17, 9.52, 15.86, 0.015, 635× |"
         in text
