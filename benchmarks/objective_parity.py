@@ -142,7 +142,7 @@ def draw(results: dict[str, list[dict[str, Any]]], title: str, path: Path) -> No
         **{"axes.grid": True, "grid.color": "#e4e8ec", "axes.axisbelow": True},
     }
     with matplotlib.rc_context(style):
-        figure = Figure(figsize=(1.2 + 3.7 * len(results), 4.2), layout="constrained")
+        figure = Figure(figsize=(2.0 + 3.7 * len(results), 4.4), layout="constrained")
         FigureCanvasAgg(figure)
         panels = figure.subplots(1, len(results), sharey=True, squeeze=False)[0]
         for axes, (size, rows) in zip(panels, results.items(), strict=True):
@@ -181,7 +181,7 @@ def draw(results: dict[str, list[dict[str, Any]]], title: str, path: Path) -> No
             axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axes.yaxis.set_minor_formatter(NullFormatter())
-        panels[0].set_ylabel("objective (log scale; mean, band: all photographs)")
+        panels[0].set_ylabel("objective, log scale: mean and range")
         panels[0].legend(loc="upper right")
         figure.suptitle(title, fontsize=11, x=0.01, ha="left")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -394,7 +394,7 @@ def show(args: argparse.Namespace, found: dict[str, Any]) -> None:
         print(table(results))
         plot = args.plot or args.json.with_suffix(".png")
         name = found["settings"]["style"].get("name", "")
-        title = f"Objective of the network ({name}) and of optimising, on photographs not seen"
+        title = f"A network ({name}) against optimising: photographs not seen"
         draw(results, title, plot)
         _say(f"plot: {plot}")
     sys.path.insert(0, str(Path(__file__).parent))

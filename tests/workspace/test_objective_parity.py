@@ -72,7 +72,7 @@ def test_the_plot_is_written(parity: ModuleType, tmp_path: Path) -> None:
     parity.draw({"64": rows}, "title", tmp_path / "plot.svg")
     text = (tmp_path / "plot.svg").read_text()
     assert "L-BFGS iterations" in text
-    assert "objective (log scale" in text
+    assert "objective, log scale" in text
 
 
 def test_the_json_keeps_curves_on_one_line(parity: ModuleType, tmp_path: Path) -> None:
