@@ -1,5 +1,6 @@
 """``train-texture`` and what it is made of: noise frames, the diversity term, its recipes."""
 
+import dataclasses
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -259,6 +260,18 @@ def test_mistakes_are_answered_in_one_line(
     error = refused(main, arguments)
     assert error.startswith("train-texture: ")
     assert complaint in error
+
+
+def test_every_other_recipe_field_is_an_option_with_a_reason(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for entry in dataclasses.fields(TextureRecipe):
+        if entry.name not in ("name", *TextureRecipe.without):
+            assert "--" + entry.name.replace("_", "-") in text
+            assert " ".join(entry.metadata["reason"].split()[:4]) in text
 
 
 @pytest.mark.parametrize("option", ["--content", "--content-weight", "--workers"])
