@@ -16,6 +16,7 @@ import torch
 from topcoat.export._errors import GraphError
 from topcoat.export._threads import half_the_cores
 from topcoat.export.probes import Frame
+from topcoat.train.frames import array_tensor
 from topcoat.train.networks import FrameNetwork
 
 LIMIT = 1e-6
@@ -75,14 +76,13 @@ def prove_tiling(network: FrameNetwork) -> None:
     exact = copy.deepcopy(network).cpu().double().eval()
 
     def answer(frame: Frame) -> np.ndarray:
-        planes = torch.tensor(frame, dtype=torch.float64).permute(2, 0, 1)[None] / 255
-        found = exact(planes)[0].permute(1, 2, 0)
+        found = exact(array_tensor(frame).double())[0]  # (3, H, W)
         if not bool(torch.isfinite(found).all()):  # NaN passes every comparison below unnoticed
             raise GraphError(
                 f"{name} gives NaN or infinity on a frame of noise, so nothing can be proved of its"
                 " textures; take an earlier checkpoint or train again with a lower learning rate"
             )
-        return np.asarray(found)
+        return np.moveaxis(found.numpy(), 0, -1)
 
     with half_the_cores(), torch.inference_mode():
         texture = answer(noise)
