@@ -118,6 +118,8 @@ class LossNetwork(nn.Module):
         modules: list[nn.Module] = []
         inputs = 3
         for channels, depth in zip(_CHANNELS, _BLOCKS[network], strict=True):
+            if len(modules) > max(self.taps):
+                break  # filling deeper blocks at random, to cut them off, takes half a second
             for _ in range(depth):
                 # In place: nothing needs what the convolution gave, and at 2048² it is a gigabyte.
                 modules += [nn.Conv2d(inputs, channels, 3, padding=1), nn.ReLU(inplace=True)]
