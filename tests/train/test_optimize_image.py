@@ -13,10 +13,11 @@ import torch
 from PIL import Image
 
 from topcoat.train import optimize as optimize_module
+from topcoat.train._optimize_sources import Sources
 from topcoat.train.cli.optimize_image import main
 from topcoat.train.colours import luminance, recoloured, with_colours_of
 from topcoat.train.frames import frame_tensor
-from topcoat.train.losses import LossNetwork
+from topcoat.train.losses import LossNetwork, PerceptualLoss
 from topcoat.train.optimize_batch import unique_names
 from topcoat.train.recipes import OPTIMIZE_RECIPES
 from topcoat.train.sweeps import axis, draw_sheet
@@ -209,13 +210,14 @@ def test_a_style_mask_says_which_part_of_the_style_picture_counts(
 def test_lightness_alone_is_repainted_if_the_colours_are_to_stay(
     optimized: Optimized, cat: Path, cup: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    frames = []
-    finished = optimize_module.Sources.finished
-    monkeypatch.setattr(
-        optimize_module.Sources,
-        "finished",
-        lambda self, frame, scene: (frames.append((frame, scene)), finished(self, frame, scene))[1],
-    )
+    frames: list[tuple[torch.Tensor, Any]] = []
+    original = Sources.finished
+
+    def finished(self: Sources, frame: torch.Tensor, scene: Any) -> Image.Image:  # noqa: ANN401
+        frames.append((frame, scene))
+        return original(self, frame, scene)
+
+    monkeypatch.setattr(Sources, "finished", finished)
     for start in ("content", "noise"):
         optimized(cat, cup, "--colours", "luminance", "--start", start, "-o", f"{start}.png")
         (frame, scene) = frames.pop()
@@ -447,7 +449,7 @@ def test_a_divergence_keeps_the_last_good_picture(
     optimizer: str,
 ) -> None:
     calls = 0
-    original = optimize_module.PerceptualLoss.forward
+    original = PerceptualLoss.forward
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:  # noqa: ANN401
         nonlocal calls
@@ -455,7 +457,7 @@ def test_a_divergence_keeps_the_last_good_picture(
         parts = original(self, *args, **kwargs)
         return {name: part * (float("nan") if calls > 2 else 1) for name, part in parts.items()}
 
-    monkeypatch.setattr(optimize_module.PerceptualLoss, "forward", forward)
+    monkeypatch.setattr(PerceptualLoss, "forward", forward)
     command = [str(cat), str(cup), *TINY, "--optimizer", optimizer, "-o", "x.png"]
     assert main(command) == 1
     error = capsys.readouterr().err

@@ -211,7 +211,9 @@ def _objective(objective: PerceptualLoss, content: Tensor | None, scene: Scene) 
     def of_lightness(frame: Tensor) -> dict[str, Tensor]:
         # Of the picture without colour, which is what will be kept: else errors would be hidden in
         # the colours. From a grey start every step is grey, since the gradients are alike.
-        return objective(frame.mean(1, keepdim=True).expand_as(frame).contiguous(), content=content)
+        without = frame.mean(1, keepdim=True).expand_as(frame).contiguous()
+        parts: dict[str, Tensor] = objective(without, content=content)
+        return parts
 
     return of_lightness
 

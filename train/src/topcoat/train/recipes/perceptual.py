@@ -54,7 +54,9 @@ class PerceptualRecipe(LossRecipe):
     )
     histogram_weight: float = setting(0.0, "weight of the histogram loss")
     histogram_samples: int = setting(
-        0, "pixels per layer and step that the histogram loss looks at, drawn anew; 0: all"
+        0,
+        "pixels per layer and step that the histogram loss looks at, drawn anew, but always the "
+        "same ones in optimize-image; 0: all",
     )
 
     def check_objective(self) -> None:
