@@ -226,7 +226,7 @@ def style_objective(
         )
     network, _ = perceptual_network(trained, loss_weights)
     scaled = frame_tensor(resize_longer_side(picture.image, trained.style_size))
-    target = style_target(network, [(scaled, 1.0)], trained)
+    target = style_target(network, scaled, trained)
     # The batch counts where total variation is summed over it, as published.
     return PerceptualLoss(network, [target], trained, batch=trained.batch, seed=0), network
 

@@ -52,7 +52,7 @@ def main() -> int:
     found = []
     for style in styles:
         scaled = frame_tensor(resize_longer_side(style.image, args.style_size))
-        grams = style_target(network, [(scaled, 1.0)], recipe).grams
+        grams = style_target(network, scaled, recipe).grams
         one = relative_style_weight(1.0, 1.0, grams, content)
         found.append(args.style_weight / one)
         print(f"| {style.name} | {found[-1]:.3g} | {5 * one:.3g} |")

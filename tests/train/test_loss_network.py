@@ -163,9 +163,7 @@ def test_activations_computed_again_give_the_same_losses_and_gradients(
         loss_pooling=pooling,
     )
     network, _ = perceptual_network(recipe, loss_weights)
-    objective = PerceptualLoss(
-        network, [style_target(network, [(_frame(5), 1.0)], recipe)], recipe, seed=0
-    )
+    objective = PerceptualLoss(network, [style_target(network, _frame(5), recipe)], recipe, seed=0)
     found = []
     for network.checkpointing in (False, True):
         frame = _frame(6).requires_grad_()

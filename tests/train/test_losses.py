@@ -489,7 +489,7 @@ def test_the_objective_is_the_weighted_sum_of_its_losses(
     recipe = replace(BOTH, loss_scale=scale, gram_form=form)  # type: ignore[arg-type]
     output, photograph, style = _picture(1), _picture(2), _picture(3)
     seen, there = network(output), network(style)
-    target = style_target(network, [(style, 1.0)], recipe)
+    target = style_target(network, style, recipe)
     losses = PerceptualLoss(network, [target], recipe, seed=0)(output, photograph)
     mean = 0.5 if scale == "relative" else 1.0  # of two layers
     expected = {
@@ -520,7 +520,7 @@ def test_the_objective_is_the_weighted_sum_of_its_losses(
 
 
 def test_the_objective_s_gradient_matches_finite_differences(network: LossNetwork) -> None:
-    target = style_target(network, [(_picture(3), 1.0)], BOTH)
+    target = style_target(network, _picture(3), BOTH)
     objective = PerceptualLoss(network, [target], BOTH, seed=0)
     frame = _picture(1, 4, 4).requires_grad_()
     content = objective.content_target(_picture(2, 4, 4))
@@ -535,7 +535,7 @@ def test_layer_weights_count_as_they_are_given(network: LossNetwork) -> None:
     found = []
     for weights in ((1.0, 0.0), (0.0, 1.0), (0.3, 2.0)):
         weighed = replace(recipe, style_layer_weights=weights)
-        target = style_target(network, [(style, 1.0)], weighed)
+        target = style_target(network, style, weighed)
         found.append(PerceptualLoss(network, [target], weighed)(output)["style"])
     torch.testing.assert_close(found[2], 0.3 * found[0] + 2 * found[1])
 
@@ -547,11 +547,11 @@ def test_parts_of_no_weight_are_not_looked_for(network: LossNetwork) -> None:
     assert set(losses) == {"total", "content"}
     assert losses["total"] == losses["content"]
     alone = replace(BOTH, content_weight=0.0, histogram_weight=0.0, tv_weight=0.0)
-    target = style_target(network, [(_picture(3), 1.0)], alone)
+    target = style_target(network, _picture(3), alone)
     assert target.histograms == {}
     assert set(PerceptualLoss(network, [target], alone)(output)) == {"total", "style"}
     with pytest.raises(ValueError, match="give the photograph"):
-        PerceptualLoss(network, [style_target(network, [(output, 1.0)], BOTH)], BOTH)(output)
+        PerceptualLoss(network, [style_target(network, output, BOTH)], BOTH)(output)
 
 
 def _gradient(objective: PerceptualLoss, output: Tensor, photograph: Tensor) -> Tensor:
@@ -562,44 +562,25 @@ def _gradient(objective: PerceptualLoss, output: Tensor, photograph: Tensor) -> 
 def test_several_styles_have_the_gradient_of_the_weighted_sum_of_their_losses(
     network: LossNetwork,
 ) -> None:
-    # The forms that do not divide by the target's own energy: there it is exact.
-    recipe = replace(BOTH, loss_scale="absolute", gram_form="auto")
     output, photograph = _picture(1), _picture(2)
-    styles = [(_picture(3), 3.0), (_picture(4, 16, 12), 1.0)]
-    mixed = style_target(network, styles, recipe)
-    apart = [style_target(network, [(picture, 1.0)], recipe) for picture, _ in styles]
-    apart = [
-        replace(target, weight=share) for target, share in zip(apart, (0.75, 0.25), strict=True)
+    apart = [style_target(network, picture, BOTH) for picture in (_picture(3), _picture(4, 16, 12))]
+    shares = (0.75, 0.25)
+    mixed = [replace(target, weight=share) for target, share in zip(apart, shares, strict=True)]
+    alone = [
+        _gradient(PerceptualLoss(network, [target], BOTH, seed=0), output, photograph)
+        for target in apart
     ]
     torch.testing.assert_close(
-        _gradient(PerceptualLoss(network, [mixed], recipe, seed=0), output, photograph),
-        _gradient(PerceptualLoss(network, apart, recipe, seed=0), output, photograph),
+        _gradient(PerceptualLoss(network, mixed, BOTH, seed=0), output, photograph),
+        shares[0] * alone[0] + shares[1] * alone[1],
     )
-
-
-def test_styles_of_different_sizes_mix_their_histograms(network: LossNetwork) -> None:
-    target = style_target(network, [(_picture(3), 1.0), (_picture(4, 20, 20), 1.0)], BOTH)
-    assert {layer: len(values[0]) for layer, values in target.histograms.items()} == {
-        "relu1_1": 400,
-        "relu2_1": 100,
-    }
-    for values in target.histograms.values():
-        assert (values.diff(dim=1) >= 0).all()
-
-
-@pytest.mark.parametrize("styles", [[], [(torch.zeros(1, 3, 8, 8), 0.0)]])
-def test_a_style_target_of_nothing_is_refused(
-    network: LossNetwork, styles: list[tuple[Tensor, float]]
-) -> None:
-    with pytest.raises(ValueError, match="positive weight"):
-        style_target(network, styles, BOTH)
 
 
 def test_a_mask_of_ones_is_no_mask(network: LossNetwork) -> None:
     output, photograph, style = _picture(1), _picture(2), _picture(3)
     everywhere = torch.ones(1, 1, 12, 16, dtype=torch.float64)
-    plain = style_target(network, [(style, 1.0)], BOTH)
-    masked = style_target(network, [(style, 1.0)], BOTH, [everywhere])
+    plain = style_target(network, style, BOTH)
+    masked = style_target(network, style, BOTH, everywhere)
     for layer, gram in plain.grams.items():
         torch.testing.assert_close(masked.grams[layer], gram)
     for layer, values in plain.histograms.items():
@@ -619,7 +600,7 @@ def test_a_region_s_style_does_not_reach_beyond_its_edge(network: LossNetwork) -
     output = _picture(1, 32, 64)
     left = torch.zeros(1, 1, 32, 64, dtype=torch.float64)
     left[..., :32] = 1
-    first, second = (style_target(network, [(_picture(seed), 1.0)], recipe) for seed in (3, 4))
+    first, second = (style_target(network, _picture(seed), recipe) for seed in (3, 4))
     alone = _gradient(PerceptualLoss(network, [replace(first, mask=left)], recipe), output, output)
     reach = 6  # pixels that a position of relu2_1 sees to each side
     assert alone[..., 32 + reach :].abs().max() == 0
@@ -638,9 +619,9 @@ def test_a_region_of_a_style_picture_has_the_statistics_of_the_picture_cut_there
     picture = torch.cat([_picture(3, 32, 32), torch.ones(1, 3, 32, 32).double()], 3)
     left = torch.zeros(1, 1, 32, 64, dtype=torch.float64)
     left[..., :32] = 1
-    cut = style_target(network, [(picture[..., :32], 1.0)], recipe)
-    masked = style_target(network, [(picture, 1.0)], recipe, [left])
-    whole = style_target(network, [(picture, 1.0)], recipe)
+    cut = style_target(network, picture[..., :32], recipe)
+    masked = style_target(network, picture, recipe, left)
+    whole = style_target(network, picture, recipe)
     gram = cut.grams["relu1_2"]
     near = (masked.grams["relu1_2"] - gram).norm() / gram.norm()
     far = (whole.grams["relu1_2"] - gram).norm() / gram.norm()
@@ -651,7 +632,7 @@ def test_a_region_of_a_style_picture_has_the_statistics_of_the_picture_cut_there
 def test_a_region_thinner_than_a_layer_s_positions_stays_finite(network: LossNetwork) -> None:
     thin = torch.zeros(1, 1, 12, 16, dtype=torch.float64)
     thin[..., 7] = 1
-    target = style_target(network, [(_picture(3), 1.0)], BOTH, [thin])
+    target = style_target(network, _picture(3), BOTH, thin)
     objective = PerceptualLoss(network, [replace(target, mask=thin)], BOTH, seed=0)
     assert torch.isfinite(_gradient(objective, _picture(1), _picture(2))).all()
 
@@ -660,14 +641,14 @@ def test_one_colour_has_finite_losses_and_gradients(network: LossNetwork) -> Non
     flat, black = torch.full((1, 3, 16, 16), 0.5).double(), torch.zeros(1, 3, 16, 16).double()
     for output in (flat, black):
         for style in (flat, black):
-            target = style_target(network, [(style, 1.0)], BOTH)
+            target = style_target(network, style, BOTH)
             gradient = _gradient(PerceptualLoss(network, [target], BOTH, seed=0), output, black)
             assert torch.isfinite(gradient).all()
 
 
 def test_a_seeded_objective_is_the_same_function_at_every_call(network: LossNetwork) -> None:
     recipe = replace(BOTH, histogram_samples=20)
-    target = style_target(network, [(_picture(3), 1.0)], recipe)
+    target = style_target(network, _picture(3), recipe)
     output, photograph = _picture(1), _picture(2)
     objective = PerceptualLoss(network, [target], recipe, seed=5)
     assert objective(output, photograph)["total"] == objective(output, photograph)["total"]

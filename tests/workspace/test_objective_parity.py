@@ -93,7 +93,7 @@ def test_optimising_gets_the_objective_that_the_network_was_trained_for(
         torch.manual_seed(0)
         network = LossNetwork("vgg16", trained.layers())
         photograph, picture = torch.rand(2, 1, 3, 32, 32)
-    target = style_target(network, [(picture, 1.0)], trained)
+    target = style_target(network, picture, trained)
     with torch.no_grad():
         as_trained = PerceptualLoss(network, [target], trained)(picture, photograph)["total"]
     objective = PerceptualLoss(network, [target], recipe, seed=0)

@@ -180,24 +180,19 @@ class Sources:
             return []
         # Shares are relative: 2,1 and 200,100 are the same picture.
         even = len(self.styles) / sum(style.weight for style in self.styles)
-        shared: list[tuple[Tensor, float]] = []
-        parts: list[Tensor | None] = []
+        everywhere = sum(where is None for where, _ in self.masks)
         targets: list[StyleTarget] = []
         for style, picture, (where, part) in zip(self.styles, pictures, self.masks, strict=True):
             over_style = None
             if part is not None:
                 over_style = _mask_tensor(part, (picture.shape[3], picture.shape[2]), device)
+            target = style_target(network, picture, self.recipe, over_style)
+            # Styles that share the picture divide it among them; a region is a style's own.
             if where is None:
-                shared.append((picture, style.weight))
-                parts.append(over_style)
-                continue
-            target = style_target(network, [(picture, 1.0)], self.recipe, [over_style])
-            over_content = _mask_tensor(where, size, device)
-            targets.append(replace(target, weight=even * style.weight, mask=over_content))
-        if shared:
-            target = style_target(network, shared, self.recipe, parts)
-            weight = even * sum(share for _, share in shared) / len(shared)
-            targets.insert(0, replace(target, weight=weight))
+                targets.append(replace(target, weight=even * style.weight / everywhere))
+            else:
+                over_content = _mask_tensor(where, size, device)
+                targets.append(replace(target, weight=even * style.weight, mask=over_content))
         return targets
 
     def _check_sides(self) -> None:

@@ -91,7 +91,7 @@ def train_style(run: StyleRun) -> Outcome:
         if target is None:
             assert picture is not None
             scaled = frame_tensor(resize_longer_side(picture.image, recipe.style_size))
-            target = style_target(loss_network, [(scaled, 1.0)], recipe)
+            target = style_target(loss_network, scaled, recipe)
         objective = PerceptualLoss(loss_network, [target], recipe, batch=recipe.batch)
         state = {"loss_weights_sha256": loss_network.sha256(), **target_state(target)}
     torch.manual_seed(recipe.seed)

@@ -67,7 +67,7 @@ def train_texture(run: TextureRun) -> Outcome:
     if target is None:
         assert picture is not None
         scaled = frame_tensor(resize_longer_side(picture.image, recipe.texture_size))
-        target = style_target(loss_network, [(scaled, 1.0)], recipe)
+        target = style_target(loss_network, scaled, recipe)
     objective = PerceptualLoss(loss_network, [target], recipe, batch=recipe.batch)
 
     def loss(net: FrameNetwork | nn.Module, noise: Tensor) -> dict[str, Tensor]:

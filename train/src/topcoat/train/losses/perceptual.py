@@ -31,51 +31,29 @@ class StyleTarget:
 
 def style_target(
     network: LossNetwork,
-    styles: Sequence[tuple[Tensor, float]],
+    picture: Tensor,
     recipe: PerceptualRecipe,
-    masks: Sequence[Tensor | None] | None = None,
+    mask: Tensor | None = None,
 ) -> StyleTarget:
-    """Statistics of one style picture, or the weighted mean of several.
-
-    With weights w_i that sum to 1, Σ w_i‖G - A_i‖² = ‖G - Σ w_i A_i‖² + const, and the same holds
-    for histograms matched by rank: one mean target has the gradient of all the styles together.
+    """Statistics of a style picture.
 
     Args:
         network: the loss network, holding the recipe's layers.
-        styles: pictures (1, 3, H, W) RGB in [0, 1], with weights; the weights are made to sum to 1.
+        picture: (1, 3, H, W) RGB in [0, 1].
         recipe: names the layers and says what counts.
-        masks: per picture (1, 1, H, W) in [0, 1]: the part of it that is the style; None: all.
+        mask: (1, 1, H, W) in [0, 1]: the part of the picture that is the style; None: all of it.
 
     Returns:
         Gram matrices and histograms at the recipe's layers, float32.
-
-    Raises:
-        ValueError: no style, or no positive weight.
     """
-    whole = sum(weight for _, weight in styles)
-    if not whole > 0:
-        raise ValueError("give at least one style with a positive weight")
-    grams: dict[str, Tensor] = {}
-    histograms: dict[str, Tensor] = {}
-    for number, (picture, weight) in enumerate(styles):
-        mask = masks[number] if masks is not None else None
-        share = weight / whole
-        with torch.no_grad():
-            features = network(picture)
-        for layer in recipe.style_layers if recipe.uses_style() else ():
-            gram = share * _masked_gram(features[layer], mask)[0]
-            grams[layer] = grams[layer] + gram if layer in grams else gram
-        for layer in recipe.histogram_layers if recipe.uses_histogram() else ():
-            values = share * _masked_values(features[layer], mask)
-            known = histograms.get(layer)
-            if known is not None and known.shape != values.shape:
-                count = max(known.shape[1], values.shape[1])
-                known, values = (
-                    F.interpolate(v[None], size=count, mode="linear", align_corners=True)[0]
-                    for v in (known, values)
-                )
-            histograms[layer] = values if known is None else known + values
-    return StyleTarget(grams, histograms)
+    with torch.no_grad():
+        features = network(picture)
+    grams = recipe.style_layers if recipe.uses_style() else ()
+    histograms = recipe.histogram_layers if recipe.uses_histogram() else ()
+    return StyleTarget(
+        {layer: _masked_gram(features[layer], mask)[0] for layer in grams},
+        {layer: _masked_values(features[layer], mask) for layer in histograms},
+    )
 
 
 class PerceptualLoss(nn.Module):
@@ -83,7 +61,8 @@ class PerceptualLoss(nn.Module):
 
     Args:
         network: the loss network, holding the recipe's layers.
-        targets: from :func:`style_target`; several if regions of the output have their own.
+        targets: from :func:`style_target`; of several, everywhere or in regions of their own, the
+            losses are added, each with its weight.
         recipe: the weights and conventions.
         batch: pictures per step over all processes; see :func:`batch_total_variation`.
         seed: of the ties and samples of the histogram loss: with it, the objective is the same
@@ -160,6 +139,15 @@ class PerceptualLoss(nn.Module):
             weights["content"] = recipe.content_weight
         if recipe.uses_style():
             form, shares = recipe.resolved_gram_form(), recipe.layer_weights()
+            everywhere: dict[str, Tensor] = {}  # of several styles, one Gram matrix serves all
+
+            def gram(layer: str, mask: Tensor | None) -> Tensor:
+                if mask is not None:
+                    return _masked_gram(features[layer], mask)
+                if layer not in everywhere:
+                    everywhere[layer] = gram_matrix(features[layer])
+                return everywhere[layer]
+
             parts["style"] = self._over_regions(
                 lambda number, layer, mask: (
                     shares[layer]
@@ -185,7 +173,7 @@ class PerceptualLoss(nn.Module):
                         recipe.loss_scale,
                         samples=recipe.histogram_samples,
                         generator=self._generator(),
-                        where=None if mask is None else _shrunk(mask, features[layer])[0, 0] > 0.5,
+                        where=None if mask is None else _inside(mask, features[layer]),
                     )
                 ),
                 layers,
@@ -226,11 +214,16 @@ def _masked_gram(features: Tensor, mask: Tensor | None) -> Tensor:
     return gram_matrix(features * guide.to(features.dtype)) / area
 
 
+def _inside(mask: Tensor, features: Tensor) -> Tensor:
+    """(H', W') bool: the positions of a feature map that lie in a region.
+
+    Of a region thinner than the layer's positions, those that it covers most.
+    """
+    guide = _shrunk(mask, features)[0, 0]
+    return guide >= guide.max().clamp_max(0.5).clamp_min(1e-6)
+
+
 def _masked_values(features: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None:
         return sorted_values(features)
-    inside = _shrunk(mask, features)[0, 0] > 0.5
-    if not bool(inside.any()):  # a region thinner than the layer's positions: its densest ones
-        guide = _shrunk(mask, features)[0, 0]
-        inside = guide >= guide.max()
-    return sorted_values(features[:, :, inside][..., None])
+    return sorted_values(features[:, :, _inside(mask, features)][..., None])
