@@ -667,6 +667,9 @@ def odd(tmp_path_factory: pytest.TempPathFactory, photographs: Path) -> Path:
         _flat(folder / "black.png", 0, picture.size)
         _flat(folder / "turned.png", 255, (picture.height, picture.width))
         _flat(folder / "white.png", 255, picture.size)
+        dot = Image.new("L", (picture.width * 8, picture.height * 8))
+        dot.putpixel((9, 9), 255)
+        dot.save(folder / "dot.png")
     (folder / "text.png").write_text("not a picture")
     (folder / "empty.png").touch()
     (folder / "folder.png").mkdir()
@@ -699,6 +702,7 @@ MISTAKES: list[tuple[Sequence[str], str]] = [
     ((*BOTH, "-o", "ODD/white.png/x.png"), "cannot write to"),
     # masks and shares
     ((*BOTH, "--mask", "ODD/black.png"), "black.png is empty"),
+    ((*BOTH, "--mask", "ODD/dot.png"), "dot.png has next to nothing left at 32x"),
     ((*BOTH, "--mask", "ODD/turned.png"), "they differ in shape"),
     ((*BOTH, "--mask", "nowhere.png"), "no picture at nowhere.png"),
     ((*BOTH, "--style-mask", "ODD/black.png"), "black.png"),

@@ -23,6 +23,8 @@ from topcoat.train.style_pictures import StylePicture, load_style
 
 _LEAST_SIDE = 16
 """Shorter side at the smallest size: VGG halves four times on the way to relu5_1."""
+_LEAST_COVER = 16
+"""Of 255, what a mask has to cover of some pixel at the smallest size."""
 _ASPECT_TOLERANCE = 0.02
 """A mask may be of another size than its picture, not of another shape."""
 
@@ -106,6 +108,7 @@ class Sources:
             for style in self.styles
         ]
         self._check_sides()
+        self._check_masks()
         self.inputs = {
             "content": None if content is None else known_file(content),
             "styles": [
@@ -194,6 +197,26 @@ class Sources:
                 over_content = _mask_tensor(where, size, device)
                 targets.append(replace(target, weight=even * style.weight, mask=over_content))
         return targets
+
+    def _check_masks(self) -> None:
+        """A region that vanishes at the smallest size has no statistics: nothing to divide by."""
+        smallest = self.recipe.sizes()[0]
+        style_size = (self.recipe.style_size or self.recipe.size) * smallest / self.recipe.size
+        for style, (where, part) in zip(self.styles, self.masks, strict=True):
+            for path, mask, shape, size in (
+                (style.where, where, self.shape, smallest),
+                (style.part, part, style.picture.image.size, round(style_size)),
+            ):
+                if mask is None:
+                    continue
+                width, height = _scaled(shape, size)
+                small = mask.resize((width, height), Image.Resampling.BOX)
+                if int(np.asarray(small).max()) < _LEAST_COVER:
+                    raise PictureError(
+                        f"mask {path} has next to nothing left at {width}x{height}, the smallest "
+                        "size worked at; paint more of it white, give fewer numbers to --steps, or "
+                        "a larger --size"
+                    )
 
     def _check_sides(self) -> None:
         smallest = self.recipe.sizes()[0]

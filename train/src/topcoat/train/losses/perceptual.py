@@ -152,7 +152,7 @@ class PerceptualLoss(nn.Module):
                 lambda number, layer, mask: (
                     shares[layer]
                     * style_loss(
-                        _masked_gram(features[layer], mask),
+                        gram(layer, mask),
                         getattr(self, f"target{number}_gram_{layer}"),
                         form,
                         features[layer].shape[2] * features[layer].shape[3],
