@@ -262,20 +262,28 @@ def measure(args: argparse.Namespace, found: dict[str, Any]) -> None:
     from topcoat.train import load_checkpoint
     from topcoat.train.data import find_pictures
     from topcoat.train.optimization import minimise
-    from topcoat.train.pictures import open_photograph
+    from topcoat.train.pictures import file_sha256, open_photograph
 
     checkpoint = load_checkpoint(args.network)
     objective, _ = style_objective(checkpoint, args.style, args.loss_weights)
     network = checkpoint.build_network()
     paths = find_pictures(args.held_out)[: args.photos]
+    _check_held_out(checkpoint, args.held_out, paths)
+    hashes = {path: file_sha256(path) for path in paths}
     found["photographs"] = {
         "shorter_sides": sorted({min(open_photograph(path).size) for path in paths}),
         "note": "centre squares, scaled; sizes above the shorter side are enlargements",
     }
     for size in args.sizes:
         rows = found["objective"].setdefault(str(size), [])
+        if strangers := [row["name"] for row in rows if row["sha256"] not in hashes.values()]:
+            sys.exit(
+                f"objective_parity: {args.json} has other photographs at {size} pixels "
+                f"({', '.join(strangers[:3])}, …); give the same --held-out and at least as many "
+                "--photos, or another --json"
+            )
         for number, path in enumerate(paths):
-            row = next((r for r in rows if r["name"] == path.name), None)
+            row = next((r for r in rows if r["sha256"] == hashes[path]), None)
             wanted = [
                 start
                 for start in args.start
@@ -290,6 +298,7 @@ def measure(args: argparse.Namespace, found: dict[str, Any]) -> None:
                     output = network(photograph).clamp(0, 1)
                     row = {
                         "name": path.name,
+                        "sha256": hashes[path],
                         "photograph": _rounded(objective(photograph, content=content)),
                         "network": _rounded(objective(output, content=content)),
                         "lbfgs": {},
@@ -319,6 +328,24 @@ def measure(args: argparse.Namespace, found: dict[str, Any]) -> None:
                     f"{passing(curve, row['network']['total'])}, {best.seconds:.0f} s"
                 )
                 write(args.json, found)
+
+
+def _check_held_out(checkpoint: "Checkpoint", folder: Path, paths: list[Path]) -> None:
+    """Stop if a photograph lies in the folder that the network was trained on."""
+    trained = (checkpoint.state or {}).get("content")
+    if not trained or not Path(trained).is_dir():
+        _say("the folder that the network was trained on is not known: photographs are not checked")
+        return
+    from topcoat.train.data import find_pictures
+    from topcoat.train.pictures import file_sha256
+
+    seen = {file_sha256(path) for path in find_pictures(trained)}
+    known = [path.name for path in paths if file_sha256(path) in seen]
+    if known:
+        sys.exit(
+            f"objective_parity: {len(known)} photographs of {folder} were trained on "
+            f"({', '.join(known[:3])}, …); give others with --held-out"
+        )
 
 
 def _rounded(losses: dict[str, Any]) -> dict[str, float]:
@@ -360,7 +387,7 @@ def machine() -> dict[str, Any]:
 
 
 def begin(args: argparse.Namespace) -> dict[str, Any]:
-    """The JSON so far; stops where it is of another network, or of other photographs."""
+    """The JSON so far; stops where it is of another network."""
     from topcoat.train import load_checkpoint
     from topcoat.train.losses import find_loss_weights
     from topcoat.train.pictures import file_sha256

@@ -468,13 +468,50 @@ def test_a_divergence_keeps_the_last_good_picture(
     assert [path.name for path in tmp_path.iterdir()] == ["x.png"]
 
 
-def test_weights_beyond_all_measure_diverge_at_once_and_leave_the_start(
-    optimized: Optimized, cat: Path, cup: Path, capsys: pytest.CaptureFixture[str]
+def test_weights_beyond_all_measure_are_told_before_anything_is_written(
+    optimized: Optimized, cat: Path, cup: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = [str(cat), str(cup), *TINY, "--optimizer", "adam", "-o", "x.png"]
     assert main([*command, "--style-weight", "1e38", "--strength", "1e30"]) == 1
-    assert "not finite" in capsys.readouterr().err
-    assert _pixels("x.png").std() > 0.05
+    error = capsys.readouterr().err
+    assert "not finite" in error
+    assert "nothing was done; lower the weights" in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_input_is_never_replaced(
+    optimized: Optimized, cat: Path, cup: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = cat.read_bytes()
+    assert main([str(cat), str(cup), *TINY, "--force", "-o", str(cat)]) == 2
+    assert "is one of the pictures to read; choose another --output" in capsys.readouterr().err
+    assert cat.read_bytes() == before
+
+
+def test_a_batch_goes_on_where_one_picture_diverges_and_says_which(
+    optimized: Optimized,
+    photographs: Path,
+    cup: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls = 0
+    original = PerceptualLoss.forward
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> dict[str, torch.Tensor]:  # noqa: ANN401
+        nonlocal calls
+        calls += 1
+        parts = original(self, *args, **kwargs)
+        return {name: part * (float("nan") if calls == 1 else 1) for name, part in parts.items()}
+
+    monkeypatch.setattr(PerceptualLoss, "forward", forward)
+    assert main(["--batch", str(photographs), str(cup), *TINY, "-o", "pairs"]) == 0
+    told = capsys.readouterr()
+    assert "diverged at iteration 1" in told.err
+    assert "5 of 6 photographs" in told.out
+    assert "--crop" in told.out or "train-style --targets pairs" in told.out
+    names = {pair["name"] for pair in json.loads(Path("pairs/pairs.json").read_text())["pairs"]}
+    assert {path.stem for path in Path("pairs/target").iterdir()} == names
 
 
 # Sweeps

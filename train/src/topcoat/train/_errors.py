@@ -13,6 +13,10 @@ class PictureError(TopcoatError, ValueError):
     """A picture file cannot be used."""
 
 
+class OutOfMemoryError(PictureError):
+    """A picture needs more memory than there is."""
+
+
 class ContentError(TopcoatError, ValueError):
     """The folder of photographs cannot be trained on."""
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from topcoat.train._errors import PictureError
+from topcoat.train._errors import OutOfMemoryError
 from topcoat.train.networks import FrameNetwork
 
 _SIDE = 64
@@ -61,21 +61,22 @@ def least_memory_per_pixel(network: FrameNetwork) -> float | None:
 
 
 @contextlib.contextmanager
-def memory_for(what: str) -> Iterator[None]:
+def memory_for(what: str, instead: str = "leave that picture out") -> Iterator[None]:
     """Turn the many ways in which memory runs out into one line.
 
     Args:
         what: for what it was wanted.
+        instead: what would need less.
 
     Raises:
-        PictureError: the body ran out of memory.
+        OutOfMemoryError: the body ran out of memory.
     """
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not any(s in str(error) for s in _SIGNS):
             raise
-        raise PictureError(
-            f"not enough memory {what}; leave that picture out, scale it down or cut it, or use a "
+        raise OutOfMemoryError(
+            f"not enough memory {what}; {instead}, scale it down or cut it, or use a "
             "machine with more memory"
         ) from None

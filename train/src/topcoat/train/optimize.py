@@ -114,7 +114,8 @@ def optimize_image(run: OptimizeRun) -> OptimizeOutcome:
     if network is None:
         network, weights = perceptual_network(recipe, run.loss_weights)
         inputs["loss_weights"] = known_file(weights)
-    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    # Without the check a build of torch for GPUs names one on machines that have none.
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     network = network.to(device)
     history: list[dict[str, float]] = []
     first, resumed = 0, None
@@ -142,7 +143,10 @@ def optimize_image(run: OptimizeRun) -> OptimizeOutcome:
             start = scene.start if frame is None else _enlarged(frame, scene.start)
             network.checkpointing = _recompute(settings.memory, recipe, start)
             objective = PerceptualLoss(network, scene.targets, recipe, seed=recipe.seed).to(device)
-            with memory_for(f"to optimise {start.shape[3]}x{start.shape[2]} pixels"):
+            with memory_for(
+                f"to optimise {start.shape[3]}x{start.shape[2]} pixels",
+                "use --memory low, a smaller --history, --optimizer adam or a smaller --size",
+            ):
                 kept = None if scene.content is None else objective.content_target(scene.content)
                 minimiser = Minimiser(_objective(objective, kept, scene), start, recipe)
                 if resumed is not None:
@@ -189,12 +193,7 @@ def optimize_image(run: OptimizeRun) -> OptimizeOutcome:
                         ):
                             save()
                 except DivergenceError as error:
-                    write_picture(sources.finished(minimiser.frame, scene), settings.output)
-                    raise DivergenceError(
-                        f"iteration {minimiser.done + 1} at {sizes[level]} pixels: {error}; "
-                        f"{settings.output} holds the last good picture. Lower the weights or "
-                        "--learning-rate, or use --optimizer lbfgs or --precision fp32"
-                    ) from None
+                    raise _diverged(error, run, minimiser, sources, scene, sizes[level]) from None
             frame, stalled = minimiser.frame, minimiser.stalled
             bar.update(recipe.steps[level] - minimiser.done)  # stalled: nothing is left to do
     interrupt.closing = True
@@ -202,6 +201,26 @@ def optimize_image(run: OptimizeRun) -> OptimizeOutcome:
     write_picture(sources.finished(frame, scene), settings.output)
     state_path(settings.output).unlink(missing_ok=True)
     return _outcome(run, frame, history, began, minimiser, stalled=stalled)
+
+
+def _diverged(
+    error: DivergenceError,
+    run: OptimizeRun,
+    minimiser: Minimiser,
+    sources: Sources,
+    scene: Scene,
+    size: int,
+) -> DivergenceError:
+    """Save the last good picture, if anything was done, and say what can be."""
+    what = f"iteration {minimiser.done + 1} at {size} pixels: {error}"
+    if minimiser.done == 0 and size == run.recipe.sizes()[0]:
+        return DivergenceError(f"{what}, so nothing was done; lower the weights")
+    write_picture(sources.finished(minimiser.frame, scene), run.settings.output)
+    rate = "--learning-rate, or use --optimizer lbfgs"
+    other = rate if run.recipe.optimizer == "adam" else "--strength"
+    return DivergenceError(
+        f"{what}; {run.settings.output} holds the last good picture. Lower the weights or {other}"
+    )
 
 
 def _objective(objective: PerceptualLoss, content: Tensor | None, scene: Scene) -> Objective:
@@ -252,12 +271,13 @@ def _recompute(asked: str, recipe: OptimizeRecipe, start: Tensor) -> bool:
     """Whether activations are computed again in the backward pass instead of kept."""
     if asked != "auto":
         return asked == "low"
-    if start.device.type != "cpu":
-        return False
     pixels = start.shape[2] * start.shape[3]
     history = 2 * recipe.history if recipe.optimizer == "lbfgs" else 3
     needed = pixels * (_KEPT_PER_PIXEL[recipe.loss_pooling] + history * 3 * 4)
-    available = available_memory()
+    if start.device.type == "cuda":
+        available: int | None = torch.cuda.mem_get_info(start.device)[0]
+    else:
+        available = available_memory()
     return available is not None and needed > 0.6 * available
 
 
@@ -365,16 +385,23 @@ def _restore(minimiser: Minimiser, state: dict[str, Any]) -> None:
         raise CheckpointError("the state to resume is damaged; start again") from None
 
 
-def check_output(output: Path, *, force: bool) -> None:
+def check_output(output: Path, *, force: bool, inputs: Sequence[Path] = ()) -> None:
     """Find out before minutes of work whether the result can be written.
 
+    Args:
+        output: the picture to write.
+        force: whether one that is there may be replaced.
+        inputs: files that are read, which never may.
+
     Raises:
-        OutputError: not a picture's name, a folder, there already, or not writable.
+        OutputError: not a picture's name, a folder, an input, there already, or not writable.
     """
     if output.suffix.lower() not in SUFFIXES:
         raise OutputError(f"{output} must end in {', '.join(SUFFIXES)}; give --output a picture")
     if output.is_dir():
         raise OutputError(f"{output} is a folder; give the picture's file name with --output")
+    if output.exists() and any(path.exists() and output.samefile(path) for path in inputs):
+        raise OutputError(f"{output} is one of the pictures to read; choose another --output")
     if output.exists() and not force:
         raise OutputError(f"{output} exists; replace it with --force, or choose another --output")
     if state_path(output).exists() and not force:

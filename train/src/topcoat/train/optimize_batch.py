@@ -1,6 +1,7 @@
 """Many photographs optimised towards one style: pairs that a network can be fitted to."""
 
 import dataclasses
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -8,13 +9,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from topcoat.train._errors import ContentError, OutputError, PictureError
+from topcoat.train._errors import (
+    ContentError,
+    DivergenceError,
+    OutOfMemoryError,
+    OutputError,
+    PictureError,
+)
 from topcoat.train._files import written_whole
 from topcoat.train.data import find_pictures
 from topcoat.train.losses import perceptual_network
 from topcoat.train.optimize import OptimizeRun, optimize_image
 from topcoat.train.pictures import file_sha256, open_photograph, resize_longer_side
-from topcoat.train.recipes import OptimizeRecipe
+from topcoat.train.recipes import STARTS, OptimizeRecipe
 
 FORMAT = "topcoat-pairs"
 FORMAT_VERSION = 1
@@ -31,6 +38,8 @@ class BatchOutcome:
     """Photographs there were."""
     finished: bool
     """False if it was interrupted; the same command goes on."""
+    least_side: int = 0
+    """Shorter side of the smallest pair, in pixels: the largest crop to train on."""
     skipped: list[str] = field(default_factory=list)
     """Photographs that could not be used, with reasons."""
 
@@ -59,21 +68,15 @@ def optimize_batch(
     folder, recipe = run.settings.output, run.recipe
     paths = find_pictures(photographs)
     names = unique_names([path.relative_to(photographs) for path in paths])
-    style = [
-        {"name": s.picture.name, "sha256": s.picture.sha256, "size": list(s.picture.image.size)}
-        for s in run.styles
-    ]
-    head = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "style": style[0],
-        "styles": style,
-        "recipe": recipe.to_dict(),
-    }
+    network = run.network
+    weights = None
+    if network is None:
+        network, found = perceptual_network(recipe, run.loss_weights)
+        weights = file_sha256(found)
+    head = _head(run, weights)
     listing = folder / "pairs.json"
     pairs = _pairs_so_far(listing, head)
     _check_folder(folder)
-    network = run.network or perceptual_network(recipe, run.loss_weights)[0]
     outcome = BatchOutcome(folder=folder, done=0, asked=len(paths), finished=True)
     for number, (path, name) in enumerate(zip(paths, names, strict=True), start=1):
         digest = file_sha256(path)
@@ -81,31 +84,79 @@ def optimize_batch(
         if name in pairs and pairs[name].get("photo_sha256") == digest and target.is_file():
             continue
         on_picture(number, len(paths), path)
+        # No states between: one picture is short, and begins again.
         settings = dataclasses.replace(
-            run.settings, output=target, preview_every=0, prefix=f"{number}/{len(paths)} "
+            run.settings,
+            output=target,
+            preview_every=0,
+            checkpoint_every=0,
+            prefix=f"{number}/{len(paths)} ",
         )
+        if pairs.pop(name, None) is not None:  # a kill must not leave a new target by an old photo
+            _write(listing, {**head, "pairs": list(pairs.values())})
         try:
             result = optimize_image(
                 dataclasses.replace(run, content=path, settings=settings, network=network)
             )
+        except OutOfMemoryError:  # the next is no smaller
+            raise
         except PictureError as error:
             outcome.skipped.append(str(error))
             continue
+        except DivergenceError as error:
+            target.unlink(missing_ok=True)
+            outcome.skipped.append(f"{path}: diverged at {str(error).split(';')[0]}")
+            continue
         if not result.finished:
             if result.state is not None:
-                result.state.unlink()  # one picture is short: it begins again
+                result.state.unlink()
             outcome.finished = False
             break
         _write_photo(path, recipe, result.size, folder / "photo" / f"{name}.png")
-        pairs[name] = {"name": name, "photo_sha256": digest, "losses": result.losses}
+        pairs[name] = {
+            "name": name,
+            "photo_sha256": digest,
+            "size": list(result.size),
+            "losses": result.losses,
+        }
         _write(listing, {**head, "pairs": list(pairs.values())})
     outcome.done = len(pairs)
+    outcome.least_side = min((min(pair.get("size", [0])) for pair in pairs.values()), default=0)
     if outcome.finished and not pairs:
         raise ContentError(
             f"none of the {len(paths)} photographs below {photographs} could be used; of the first "
             f"it was said: {outcome.skipped[0]}"
         )
     return outcome
+
+
+def _head(run: OptimizeRun, weights: str | None) -> dict[str, Any]:
+    """What all pairs of a folder share: anything else would be another objective."""
+    styles = [
+        {
+            "name": style.picture.name,
+            "sha256": style.picture.sha256,
+            "size": list(style.picture.image.size),
+            "share": style.weight,
+            "where_sha256": None if style.where is None else file_sha256(style.where),
+            "part_sha256": None if style.part is None else file_sha256(style.part),
+        }
+        for style in run.styles
+    ]
+    whole = {name: styles[0][name] for name in ("name", "sha256", "size")}
+    if len(styles) > 1:  # a mixture is none of its pictures
+        digest = hashlib.sha256(json.dumps(styles).encode()).hexdigest()
+        whole |= {"name": "-".join(str(style["name"]) for style in styles), "sha256": digest}
+    start = Path(run.recipe.start)
+    return {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "style": whole,
+        "styles": styles,
+        "recipe": run.recipe.to_dict(),
+        "start_sha256": None if run.recipe.start in STARTS else file_sha256(start),
+        "loss_weights_sha256": weights,
+    }
 
 
 def unique_names(paths: list[Path]) -> list[str]:

@@ -167,7 +167,8 @@ def _list_of(kind: type) -> Callable[[str], tuple[Any, ...]]:
     def values(text: str) -> tuple[Any, ...]:
         return tuple(kind(part) for part in text.split(",") if part)
 
-    values.__name__ = "numbers" if kind is float else "names"  # argparse says "invalid … value"
+    # argparse says "invalid … value".
+    values.__name__ = "names such as A,B" if kind is str else "numbers such as 1,2"
     return values
 
 

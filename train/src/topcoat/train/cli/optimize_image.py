@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from topcoat.train._errors import RecipeError
 from topcoat.train.cli import _shared
-from topcoat.train.recipes import OPTIMIZE_RECIPES, OptimizeRecipe
+from topcoat.train.recipes import OPTIMIZE_RECIPES, STARTS, OptimizeRecipe
 
 if TYPE_CHECKING:
     from topcoat.train._optimize_sources import StyleInput
@@ -256,7 +256,9 @@ def _run(args: argparse.Namespace, recipe: OptimizeRecipe) -> "OptimizeRun":
         stems += ["sweep"] if args.sweep else []
         output = Path("_".join(stems) + ".png")
     if args.batch is None:
-        check_output(output, force=args.force)
+        start = [] if recipe.start in STARTS else [Path(recipe.start)]
+        read = [path for path in (content, *map(Path, names), *places[0], *places[1]) if path]
+        check_output(output, force=args.force, inputs=[*read, *start])
     settings = OptimizeSettings(
         output=output,
         checkpoint_every=args.checkpoint_every,
@@ -361,7 +363,9 @@ def _batch(args: argparse.Namespace, run: "OptimizeRun") -> int:
         print(f"skipped: {reason}", file=sys.stderr)
     print(f"pairs: {outcome.folder} ({outcome.done} of {outcome.asked} photographs)")
     if outcome.finished:
-        print(f"next: train-style --targets {outcome.folder}")
+        # The default crop is 256; every pair has to hold one.
+        crop = f" --crop {outcome.least_side // 32 * 32}" if 32 <= outcome.least_side < 256 else ""
+        print(f"next: train-style --targets {outcome.folder}{crop}")
     else:
         print("to go on: the same command again")
     return code

@@ -41,7 +41,9 @@ class OptimizeRecipe(PerceptualRecipe):
         "put back; histogram: the style is recoloured like the content first",
     )
     precision: Literal["auto", "fp32", "bf16"] = setting(
-        "auto", "auto: bf16 autocast where the processor computes in it, else fp32"
+        "fp32",
+        "of the loss network; L-BFGS compares losses that differ by less than bf16 can tell; auto: "
+        "bf16 where the processor computes in it",
     )
     seed: int = setting(0, "seeds the noise to start from and the ties of the histogram loss")
 
@@ -106,7 +108,6 @@ OPTIMIZE_RECIPES: dict[str, OptimizeRecipe] = {
         steps=(500,),
         start="noise",
         history=100,
-        precision="fp32",
     ),
     "johnson2016": OptimizeRecipe(
         name="johnson2016",
@@ -118,7 +119,6 @@ OPTIMIZE_RECIPES: dict[str, OptimizeRecipe] = {
         steps=(500,),
         start="noise",
         history=100,
-        precision="fp32",
     ),
     "risser2017": OptimizeRecipe(
         name="risser2017",
@@ -130,7 +130,6 @@ OPTIMIZE_RECIPES: dict[str, OptimizeRecipe] = {
         tv_weight=25.0,
         steps=(300, 200, 100),
         start="noise",
-        precision="fp32",
     ),
 }
 """Name -> recipe."""
