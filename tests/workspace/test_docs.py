@@ -9,9 +9,17 @@ from pathlib import Path
 
 import pytest
 
+from topcoat.train.cli.optimize_image import main as optimize_image
 from topcoat.train.cli.train_sr import main as train_sr
 from topcoat.train.cli.train_style import main as train_style
-from topcoat.train.recipes import SR_RECIPES, STYLE_RECIPES, TrainingRecipe
+from topcoat.train.cli.train_texture import main as train_texture
+from topcoat.train.recipes import (
+    OPTIMIZE_RECIPES,
+    SR_RECIPES,
+    STYLE_RECIPES,
+    TEXTURE_RECIPES,
+    Recipe,
+)
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -36,34 +44,37 @@ def test_the_training_document_s_code_runs(tmp_path: Path) -> None:
 
 
 Main = Callable[[list[str]], int]
-COMMANDS: list[tuple[Main, Mapping[str, TrainingRecipe]]]
-COMMANDS = [(train_style, STYLE_RECIPES), (train_sr, SR_RECIPES)]
+COMMANDS: list[tuple[Main, Mapping[str, Recipe], set[str]]]
+COMMANDS = [
+    (train_style, STYLE_RECIPES, {"form", "norm", "steps"}),
+    (train_sr, SR_RECIPES, {"network", "loss", "blur", "steps"}),
+    (train_texture, TEXTURE_RECIPES, {"scales", "norm", "steps", "loss_network"}),
+    (optimize_image, OPTIMIZE_RECIPES, {"start", "steps", "loss_network"}),
+]
+NAMES = ["train-style", "train-sr", "train-texture", "optimize-image"]
 
 
-@pytest.mark.parametrize(("main", "recipes"), COMMANDS, ids=["train-style", "train-sr"])
+@pytest.mark.parametrize(("main", "recipes", "differing"), COMMANDS, ids=NAMES)
 def test_every_recipe_field_is_an_option_with_a_reason(
-    main: Main, recipes: Mapping[str, TrainingRecipe], capsys: pytest.CaptureFixture[str]
+    main: Main,
+    recipes: Mapping[str, Recipe],
+    differing: set[str],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
     text = " ".join(capsys.readouterr().out.split())
-    for entry in dataclasses.fields(type(recipes["modern"])):
-        if entry.name != "name":
+    modern = recipes["modern"]
+    for entry in dataclasses.fields(modern):
+        if entry.name not in ("name", *modern.without):
             assert "--" + entry.name.replace("_", "-") in text
             assert " ".join(entry.metadata["reason"].split()[:4]) in text
 
 
-@pytest.mark.parametrize(
-    ("main", "recipes", "differing"),
-    [
-        (train_style, STYLE_RECIPES, {"form", "norm", "steps"}),
-        (train_sr, SR_RECIPES, {"network", "loss", "blur", "steps"}),
-    ],
-    ids=["train-style", "train-sr"],
-)
+@pytest.mark.parametrize(("main", "recipes", "differing"), COMMANDS, ids=NAMES)
 def test_the_recipe_table_marks_what_differs(
     main: Main,
-    recipes: Mapping[str, TrainingRecipe],
+    recipes: Mapping[str, Recipe],
     differing: set[str],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -71,10 +82,11 @@ def test_the_recipe_table_marks_what_differs(
     table = capsys.readouterr().out
     for name, values in recipes.items():
         assert name in table
-        assert str(values.steps) in table
+        steps = values.to_dict()["steps"]
+        assert (",".join(map(str, steps)) if isinstance(steps, list) else str(steps)) in table
     marked = {line[2:].split()[0] for line in table.splitlines() if line.startswith("* ")}
     assert differing <= marked
-    assert "loss_network" not in marked
+    assert "seed" not in marked
 
 
 def test_ci_runs_the_readme_s_own_test_command() -> None:

@@ -114,7 +114,9 @@ def test_nothing_large_is_tracked() -> None:
     "command",
     [
         "evaluate_sr:train",
+        "optimize_image:train",
         "train_sr:train",
+        "train_texture:train",
         "train_style:train",
         "export_engine:export",
         "demo:export",
