@@ -177,7 +177,8 @@ def memory(args: argparse.Namespace) -> dict[str, Any]:
         found["ours"]["seconds_per_iteration"] / found["plain"]["seconds_per_iteration"], 3
     )
     if args.low_size:
-        low = _child("low", _given(args, args.low_size, 2))
+        # History fills after ten steps; its last pairs are a tenth of the peak.
+        low = _child("low", _given(args, args.low_size, 11))
         found["low"] = {"size": args.low_size, **_merged([low])}
     return found
 
