@@ -234,7 +234,8 @@ def memory_table(found: dict[str, Any]) -> str:
 def _ours(args: argparse.Namespace, *, low: bool) -> dict[str, Any]:
     from topcoat.train._allocator import keep_freed_memory
 
-    keep_freed_memory()  # as optimize-image does
+    if not low:  # as optimize-image does
+        keep_freed_memory()
     import torch
     from objective_parity import optimise_recipe, square, start_frame, style_objective
 

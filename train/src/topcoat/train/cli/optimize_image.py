@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from topcoat.train._optimize_sources import StyleInput
     from topcoat.train.optimize import OptimizeOutcome, OptimizeRun
 
+_LARGE = 1024
+"""Pixels of the longer side above which freed memory is given back, unless --memory fast."""
+
 _EPILOG = """\
 examples:
   optimize-image photo.jpg candy.jpg
@@ -177,7 +180,9 @@ def _optimize(args: argparse.Namespace, resolved: OptimizeRecipe) -> int:
     _check(args)
     from topcoat.train._allocator import keep_freed_memory
 
-    keep_freed_memory()
+    # Keeping what is freed saves time and doubles the peak: not where memory is what is short.
+    if args.memory == "fast" or (args.memory == "auto" and resolved.size <= _LARGE):
+        keep_freed_memory()
     import torch
 
     from topcoat.train.optimize import optimize_image
