@@ -119,11 +119,11 @@ def test_a_network_fitted_to_pairs_needs_neither_style_nor_loss_network(
 
 
 def test_the_loss_of_targets_falls(made: Path, train: Callable[..., Path]) -> None:
-    recipe = replace(TARGETS, steps=40, learning_rate=0.01)
+    recipe = replace(TARGETS, steps=80, learning_rate=0.01)
     history = load_checkpoint(train(recipe, targets=made)).history
     assert all(entry["pixel"] == entry["total"] for entry in history)
     losses = [entry["total"] for entry in history]
-    assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
+    assert sum(losses[-20:]) < 0.9 * sum(losses[:20])
 
 
 @pytest.mark.parametrize("supervision", ["targets", "both"])
