@@ -142,11 +142,11 @@ def test_unit_mean_activations_are_the_same_features_but_for_their_scale(
     for layer in layers:
         sums = sum(after(picture)[layer].sum((0, 2, 3)) for picture in pictures)
         count = sum(after(picture)[layer][0, 0].numel() for picture in pictures)
-        active = sum(before(picture)[layer].sum((0, 2, 3)) for picture in pictures) > 0
-        assert active.any()
-        torch.testing.assert_close(
-            (sums / count)[active], torch.ones(int(active.sum())), rtol=1e-3, atol=0
-        )
+        mean = sum(before(picture)[layer].sum((0, 2, 3)) for picture in pictures) / count
+        # 1, but for filters below 0.3 of their layer's mean, which are not blown up as far.
+        expected = mean / mean.clamp_min(0.3 * mean.mean())
+        assert (expected == 1).sum() > len(expected) / 3
+        torch.testing.assert_close(sums / count, expected, rtol=1e-3, atol=1e-6)
         old, new = before(_frame(3))[layer], after(_frame(3))[layer]
         factor = new.sum((0, 2, 3)) / old.sum((0, 2, 3)).clamp_min(1e-12)
         torch.testing.assert_close(new, old * factor[None, :, None, None], rtol=1e-3, atol=1e-4)

@@ -341,12 +341,16 @@ def perceptual_network(
     return network, found.path
 
 
+_QUIET = 0.3
+"""Filters below this share of their layer's mean activation are scaled as if they were at it."""
+
+
 def scale_to_unit_mean(network: LossNetwork, pictures: Iterable[Tensor]) -> None:
     """Scale every filter so that its mean activation over pictures and positions is 1, in place.
 
     ReLU and pooling pass positive factors, so what a filter gains the next layer's weights lose,
-    and what the network computes stays the same but for the scale of each channel. Filters that
-    stay silent on the pictures are left as they are.
+    and what the network computes stays the same but for the scale of each channel. Filters far
+    quieter than their layer on the pictures are scaled less, and stay below 1.
 
     Args:
         network: changed in place.
@@ -369,7 +373,8 @@ def scale_to_unit_mean(network: LossNetwork, pictures: Iterable[Tensor]) -> None
         for index, conv in convs.items():
             assert conv.bias is not None
             mean = sums[index] / max(1, pixels[index])
-            mean = torch.where(mean > 0, mean, torch.ones_like(mean))
+            # A filter that hardly ever answers would drown all others once it does.
+            mean = mean.clamp_min(_QUIET * float(mean.mean())) if bool(mean.any()) else mean + 1
             conv.weight.mul_(before[None, :, None, None] / mean[:, None, None, None])
             conv.bias.div_(mean)
             before = mean
