@@ -190,7 +190,7 @@ def _candidates(
     entries = []
     for variant in manifest.variants:
         for offer in engine.computes(variant):
-            row = variant.parity_row(engine.name, offer.compute)
+            row = variant.parity_row(engine.name, offer.compute, offer.device)
             verified = row is not None and row.passed
             reason = None
             if precision not in {None, offer.compute}:

@@ -51,6 +51,18 @@ class BackendUnavailableError(BackendError):
     """The backend that was asked for is not installed, or cannot work on this machine."""
 
 
+class FrameOutsideProfileError(BackendError):
+    """A built engine does not take frames of this size; another way to run the bundle may."""
+
+
+class DeviceMemoryError(BackendError, MemoryError):
+    """The device (a GPU) has too little free memory for a frame of this size."""
+
+
+class DeviceLostError(BackendError):
+    """The device stopped working: its driver was reset, or it was taken away."""
+
+
 class ModelClosedError(TopcoatError, RuntimeError):
     """A model was used after ``close()``."""
 

@@ -23,7 +23,10 @@ FORMAT = "topcoat-bundle"
 FORMAT_VERSION = 1
 """The only manifest version that this runtime reads."""
 
-PRECISIONS = ("fp32", "fp16", "bf16")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+
+ENGINE_KINDS = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+"""Kind of a variant that is a built engine -> the Python module whose library runs it."""
 
 TEXTURE = "texture"
 """The task whose frames are noise: sizes are taken as they are or refused, never padded."""
@@ -60,8 +63,45 @@ class Port:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    """Frame sizes, each (height, width), that a built engine takes, one frame at a time."""
+
+    min: tuple[int, int]
+    opt: tuple[int, int]
+    """The size that the engine was tuned for."""
+    max: tuple[int, int]
+
+    def holds(self, height: int, width: int) -> bool:
+        """Return whether a frame of this size lies between ``min`` and ``max``."""
+        return (
+            self.min[0] <= height <= self.max[0] and self.min[1] <= width <= self.max[1]
+        )  # fmt: skip
+
+    def __str__(self) -> str:
+        sizes = [f"{width}x{height}" for height, width in (self.min, self.opt, self.max)]
+        return sizes[0] if len(set(sizes)) == 1 else ":".join(sizes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineInfo:
+    """What a built engine was built by, and where it can run."""
+
+    library: str
+    """The Python module that built it: "tensorrt" or "tensorrt_rtx"."""
+    version: str
+    """... and its version; another one may refuse the engine."""
+    targets: tuple[str, ...]
+    """The GPU generations that it was built for, e.g. ("sm89", "sm120")."""
+    driver: str | None
+    """Major version of the driver that it was built with; None if it was built without a GPU."""
+    profiles: tuple[Profile, ...]
+    key: str
+    """Hash of everything that the engine was made from; equal keys are equal engines."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ParityRow:
-    """What the export measured for one backend at one compute precision."""
+    """What was measured for one backend at one compute precision."""
 
     backend: str
     compute: str
@@ -70,6 +110,8 @@ class ParityRow:
     """Figures on photographs, e.g. max_steps, psnr_db, changed, within_4_steps; may be empty."""
     noise: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     """The same figures on noise: what a texture has in their place."""
+    device: str | None = None
+    """The kind of device that it was measured on and holds for, e.g. "sm89"; None: any."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,11 +127,16 @@ class Variant:
     input: Port
     output: Port
     parity: tuple[ParityRow, ...]
+    engine: EngineInfo | None = None
+    """Of a built engine; None for a model."""
 
-    def parity_row(self, backend: str, compute: str) -> ParityRow | None:
-        """Return the row for this backend and compute precision, or None if it was not measured."""
+    def parity_row(self, backend: str, compute: str, device: str | None = None) -> ParityRow | None:
+        """Return the row for this backend, compute precision and device, or None.
+
+        A row without a device holds for every one; a row of another device does not count.
+        """
         for row in self.parity:
-            if (row.backend, row.compute) == (backend, compute):
+            if (row.backend, row.compute) == (backend, compute) and row.device in (None, device):
                 return row
         return None
 
@@ -344,6 +391,22 @@ class _Reader:
     def optional_integer(self, key: str, least: int) -> int | None:
         return None if self.values.get(key) is None else self.integer(key, least)
 
+    def optional_text(self, key: str) -> str | None:
+        return None if self.values.get(key) is None else self.text(key)
+
+    def texts(self, key: str) -> tuple[str, ...]:
+        values = self.items(key)
+        if not values or not all(isinstance(value, str) and value for value in values):
+            self.fail(key, f"is {_show(values)}, wanted a list of texts")
+        return tuple(cast("list[str]", values))
+
+    def pair(self, key: str) -> tuple[int, int]:
+        values = self.items(key)
+        if len(values) != 2 or not all(type(value) is int and value >= 1 for value in values):
+            self.fail(key, f"is {_show(values)}, wanted height and width, whole numbers from 1 up")
+        height, width = cast("list[int]", values)
+        return height, width
+
     def items(self, key: str) -> list[object]:
         value = self.get(key)
         if not isinstance(value, list):
@@ -456,18 +519,42 @@ def _parse_variant(item: _Reader) -> Variant:
                 passed=cast("bool", passed),
                 photographs=row.mapping("photographs"),
                 noise=row.mapping("noise"),
+                device=row.optional_text("device"),
             )
         )
+    kind = item.text("kind")
+    engine = _parse_engine(item.inner("engine"), kind) if kind in ENGINE_KINDS else None
     return Variant(
         file=item.plain_name("file", item.text("file")),
         sha256=item.sha256("sha256"),
         bytes=item.integer("bytes", 1),
-        kind=item.text("kind"),
+        kind=kind,
         precision=item.choice("precision", PRECISIONS),
         opset=item.optional_integer("opset", 1),
         input=_parse_port(item.inner("input")),
         output=_parse_port(item.inner("output")),
         parity=tuple(rows),
+        engine=engine,
+    )
+
+
+def _parse_engine(item: _Reader, kind: str) -> EngineInfo:
+    profiles = []
+    for i, value in enumerate(item.items("profiles")):
+        profile = _Reader(item.folder, f"{item.where}.profiles[{i}]", value)
+        least, best, most = (profile.pair(name) for name in ("min", "opt", "max"))
+        if not (least[0] <= best[0] <= most[0] and least[1] <= best[1] <= most[1]):
+            profile.fail("opt", f"is {list(best)}, wanted a size between min and max")
+        profiles.append(Profile(min=least, opt=best, max=most))
+    if not profiles:
+        item.fail("profiles", "is empty, wanted the sizes that the engine takes")
+    return EngineInfo(
+        library=item.choice("library", (ENGINE_KINDS[kind],)),
+        version=item.text("version"),
+        targets=item.texts("targets"),
+        driver=item.optional_text("driver"),
+        profiles=tuple(profiles),
+        key=item.sha256("key"),
     )
 
 

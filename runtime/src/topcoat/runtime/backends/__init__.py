@@ -29,6 +29,8 @@ class Session(Protocol):
             result: (N, H * scale, W * scale, C) uint8, C-contiguous, writeable, other memory.
 
         Raises:
+            FrameOutsideProfileError: the engine was not built for frames of this size.
+            DeviceMemoryError: the device has too little free memory for it.
             BackendError: the engine failed; ``result`` then holds nothing useful.
         """
 
@@ -46,6 +48,8 @@ class Compute:
     """Why it cannot be used on this machine, or None."""
     on_request: str | None = None
     """Why "auto" leaves it out although it works, or None."""
+    device: str | None = None
+    """The kind of device it runs on, e.g. "sm89", where parity holds for that kind alone."""
 
 
 class Backend(Protocol):
