@@ -19,10 +19,11 @@ from PIL import Image
 import topcoat.runtime
 from tests.export.conftest import ExportedBundle, export_engine_main, tiny_checkpoint
 from topcoat.export import BundleNameError
-from topcoat.export.bundle_writer import checked_name, file_sha256
+from topcoat.export.bundle_writer import checked_name
 from topcoat.export.parity import reference_frame
 from topcoat.export.probes import bundled_photographs
 from topcoat.train import Checkpoint, save_checkpoint
+from topcoat.train.pictures import file_sha256
 
 
 def contents(folder: Path) -> dict[str, bytes]:

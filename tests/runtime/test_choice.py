@@ -222,7 +222,7 @@ def test_a_real_session_of_an_unverified_bundle_warns_too(edit_manifest: Edit) -
 def test_a_model_kind_that_nothing_knows_is_not_run(edit_manifest: Edit) -> None:
     def change(manifest: dict[str, Any]) -> None:
         for variant in manifest["variants"]:
-            variant["kind"] = "tensorrt"
+            variant["kind"] = "another-engine"
 
     with pytest.raises(tr.BackendError, match="holds no model that it can run"):
         tr.open(edit_manifest(change), backend="onnxruntime-cpu")
@@ -253,8 +253,8 @@ def test_an_unknown_backend_lists_the_known_ones(blocks: Path, name: str) -> Non
 
 
 def test_an_unknown_precision_lists_the_known_ones(blocks: Path) -> None:
-    with pytest.raises(tr.BackendError, match="wanted one of fp32, fp16, bf16"):
-        tr.open(blocks, precision="int8")
+    with pytest.raises(tr.BackendError, match="wanted one of fp32, fp16, bf16, int8"):
+        tr.open(blocks, precision="int3")
 
 
 def test_backends_are_found_by_name() -> None:

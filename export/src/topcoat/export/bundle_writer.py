@@ -5,7 +5,6 @@ holds either what was there before or the complete, proved bundle.
 """
 
 import contextlib
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -36,7 +35,6 @@ from topcoat.export.onnx_from_checkpoint import (
     OPSET,
     OUTPUT_NAMES,
     Precision,
-    onnx_from_network,
 )
 from topcoat.export.parity import (
     ParityReport,
@@ -45,9 +43,11 @@ from topcoat.export.parity import (
     measure_parity,
 )
 from topcoat.export.probes import bundled_photographs, noise_probes, probe_frames
+from topcoat.export.sources import Source, source_from_checkpoint
 from topcoat.export.tiling import prove_tiling, takes_noise
 from topcoat.train import Checkpoint
 from topcoat.train.networks import FrameNetwork
+from topcoat.train.pictures import file_sha256
 
 FORMAT = "topcoat-bundle"
 FORMAT_VERSION = 1
@@ -71,25 +71,23 @@ class Exported:
 
 
 def export_bundle(
-    checkpoint: Checkpoint,
+    source: Checkpoint | Source,
     output: str | os.PathLike[str],
     *,
     name: str | None = None,
     precisions: Sequence[Precision] = ("fp32",),
     photos: str | os.PathLike[str] | None = None,
-    checkpoint_sha256: str | None = None,
     force: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Exported:
     """Turn a checkpoint into a bundle of engines, each compared with the network.
 
     Args:
-        checkpoint: a trained network.
+        source: a trained network.
         output: the bundle's folder, usually ``NAME.topcoat``.
         name: what the bundle is called; the folder's name without suffix if None.
         precisions: ``fp32``, which every CPU backend needs, and ``fp16`` for GPU backends.
         photos: a folder of photographs to compare on besides the bundled ones; not for a texture.
-        checkpoint_sha256: hash of the checkpoint's file, for the manifest.
         force: replace a bundle that lies at ``output``; anything else there is never touched.
         progress: is told, in a few words, what is being done.
 
@@ -114,9 +112,11 @@ def export_bundle(
     if place.is_symlink():
         place = place.resolve()
     _check_place(place, force=force)
-    network = checkpoint.build_network()
+    if isinstance(source, Checkpoint):
+        source = source_from_checkpoint(source)
+    network = source.network
     _check_weights(network)
-    _check_task(checkpoint, network)
+    _check_task(source)
     texture = takes_noise(network)
     if texture and photos is not None:
         raise PhotographError(
@@ -140,11 +140,11 @@ def export_bundle(
         for precision in precisions:
             files[precision] = f"model.{precision}.onnx"
             progress(f"ONNX, {precision}, opset {OPSET}")
-            model = onnx_from_network(network, precision, task=checkpoint.task)
+            model = source.to_onnx(precision)
             _write_model(stage / files[precision], model)
             if precision == "fp32":
                 memory = memory_per_pixel(model, network.size_multiple, network.size_min)
-        draft = _manifest(checkpoint, network, name, checkpoint_sha256, memory, stage, files, ())
+        draft = _manifest(source, name, memory, stage, files, ())
         _write_json(stage / "manifest.json", draft)  # so that the runtime can open it at all
 
         report = measure_parity(stage, network, frames, engines_for(files), progress)
@@ -155,7 +155,7 @@ def export_bundle(
                 report_file=report_file,
                 report=report,
                 name=name,
-                task=checkpoint.task,
+                task=source.task,
                 scale=network.scale,
             )
 
@@ -165,11 +165,9 @@ def export_bundle(
             return exported(None, report_file)
 
         _write_json(stage / "parity.json", report.to_json())
-        pictures = _write_pictures(stage, network, checkpoint.recipe)
-        manifest = _manifest(
-            checkpoint, network, name, checkpoint_sha256, memory, stage, files, report.rows
-        )
-        card = card_markdown(manifest, report, checkpoint)
+        pictures = _write_pictures(stage, network, source.recipe)
+        manifest = _manifest(source, name, memory, stage, files, report.rows)
+        card = card_markdown(manifest, report, source)
         (stage / "card.md").write_text(card, encoding="utf-8")
         manifest["files"] = {
             extra: _identity(stage / extra) for extra in ("card.md", *pictures, "parity.json")
@@ -198,37 +196,20 @@ def checked_name(name: str) -> str:
     return name
 
 
-def file_sha256(path: str | os.PathLike[str]) -> str:
-    """Hash a file."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _manifest(
-    checkpoint: Checkpoint,
-    network: FrameNetwork,
+    source: Source,
     name: str,
-    checkpoint_sha256: str | None,
     memory: int,
     stage: Path,
     files: Mapping[str, str],
     rows: Sequence[ParityRow],
 ) -> dict[str, Any]:
-    origin: dict[str, Any] = {
-        "step": checkpoint.step,
-        "recipe": checkpoint.recipe.get("name"),
-        "network": {
-            "name": checkpoint.network["name"],
-            "settings": dict(checkpoint.network["settings"]),
-        },
-    }
-    if checkpoint_sha256 is not None:
-        origin["sha256"] = checkpoint_sha256
+    network = source.network
     return {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "name": name,
-        "task": checkpoint.task,
+        "task": source.task,
         "scale": network.scale,
         "channels": 3,
         "size": {
@@ -245,7 +226,7 @@ def _manifest(
             "torch": torch.__version__,
             "onnx": onnx.__version__,
         },
-        "checkpoint": origin,
+        "checkpoint": source.origin(),
         "variants": [
             {
                 "file": file,
@@ -254,12 +235,12 @@ def _manifest(
                 "precision": precision,
                 "opset": OPSET,
                 "input": {
-                    "name": INPUT_NAMES[checkpoint.task],
+                    "name": INPUT_NAMES[source.task],
                     "dtype": "uint8",
                     "layout": "NHWC",
                 },
                 "output": {
-                    "name": OUTPUT_NAMES[checkpoint.task],
+                    "name": OUTPUT_NAMES[source.task],
                     "dtype": "uint8",
                     "layout": "NHWC",
                 },
@@ -311,9 +292,9 @@ def _check_weights(network: FrameNetwork) -> None:
             )
 
 
-def _check_task(checkpoint: Checkpoint, network: FrameNetwork) -> None:
+def _check_task(source: Source) -> None:
     """What a checkpoint says of itself decides the card, the golden pair and what people expect."""
-    task, name = checkpoint.task, checkpoint.network["name"]
+    task, name, network = source.task, source.name, source.network
     if task not in OUTPUT_NAMES:
         raise WeightsError(
             f"the checkpoint is for the task {task!r}, this version exports "

@@ -6,28 +6,27 @@ from typing import Any
 
 from topcoat.export.flat import Flatness
 from topcoat.export.parity import ParityReport, ParityRow, Summary
-from topcoat.train import Checkpoint
+from topcoat.export.sources import Source
 
 
-def card_markdown(manifest: Mapping[str, Any], report: ParityReport, checkpoint: Checkpoint) -> str:
+def card_markdown(manifest: Mapping[str, Any], report: ParityReport, source: Source) -> str:
     """Write the card.
 
     Args:
         manifest: of the bundle, with its variants.
         report: every comparison.
-        checkpoint: where the network comes from.
+        source: where the network comes from.
     """
     name, size, scale = manifest["name"], manifest["size"], manifest["scale"]
     texture = manifest["task"] == "texture"
     network = manifest["checkpoint"]["network"]
     settings = ", ".join(f"{key} {value}" for key, value in network["settings"].items())
-    parameters = sum(tensor.numel() for tensor in checkpoint.weights.values())
     trained = (
-        [("Texture" if texture else "Style", _style(checkpoint.style))]
+        [("Texture" if texture else "Style", _style(source.style))]
         if scale == 1
         else [
-            ("Trained on", _degradation(checkpoint.recipe, scale)),
-            ("Trained for", _objective(checkpoint.recipe)),
+            ("Trained on", _degradation(source.recipe, scale)),
+            ("Trained for", _objective(source.recipe)),
         ]
     )
     frames = "uint8, (H, W, 3) or (N, H, W, 3), RGB"
@@ -40,11 +39,16 @@ def card_markdown(manifest: Mapping[str, Any], report: ParityReport, checkpoint:
         ("Task", task_words(manifest["task"], scale)),
         (
             "Network",
-            f"{network['name']} ({settings or 'default settings'}), {parameters:,} weights",
+            f"{network['name']} ({settings or 'default settings'}), {source.parameters:,} weights",
         ),
-        ("Recipe", f"{manifest['checkpoint']['recipe']}, {checkpoint.step} steps"),
+        *(
+            [("Recipe", f"{source.recipe.get('name')}, {source.step} steps")]
+            if source.step is not None
+            else []
+        ),
+        *(("Origin", note) for note in source.notes),
         *trained,
-        ("Losses at the end", _losses(checkpoint.history)),
+        ("Losses at the end", _losses(source.history)),
         ("Frames", frames),
         ("Sizes", _sizes(size, texture)),
         ("Memory", _memory(manifest["memory_per_pixel"], size["halo"])),

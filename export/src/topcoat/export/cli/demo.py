@@ -97,11 +97,11 @@ def _demo(args: argparse.Namespace) -> int:
         checkpoint_file = args.checkpoint or stack.enter_context(_packaged_checkpoint())
         with _step("1/5", f"read the checkpoint {checkpoint_file.name} and a photograph"):
             from topcoat.export._errors import OutputError
-            from topcoat.export.bundle_writer import checked_name, export_bundle, file_sha256
+            from topcoat.export.bundle_writer import checked_name, export_bundle
             from topcoat.export.cli.export_engine import failure_line, report_text
-            from topcoat.train import load_checkpoint
+            from topcoat.export.sources import open_source
 
-            checkpoint = load_checkpoint(checkpoint_file)
+            source = open_source(checkpoint_file)
             photo = _photo(args.photo)
             name = checked_name(checkpoint_file.stem)
             folder: Path = args.output
@@ -115,11 +115,10 @@ def _demo(args: argparse.Namespace) -> int:
 
         with _step("2/5", "export engines and compare each with the network"):
             exported = export_bundle(
-                checkpoint,
+                source,
                 bundle,
                 name=name,
                 precisions=("fp32", "fp16"),
-                checkpoint_sha256=file_sha256(checkpoint_file),
                 force=True,
                 progress=lambda what: print(f"        {what}", flush=True),
             )

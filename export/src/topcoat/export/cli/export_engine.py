@@ -115,8 +115,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _export(args: argparse.Namespace) -> "Exported":
-    from topcoat.export.bundle_writer import checked_name, export_bundle, file_sha256
-    from topcoat.train import load_checkpoint
+    from topcoat.export.bundle_writer import checked_name, export_bundle
+    from topcoat.export.sources import open_source
 
     out = sys.stderr if args.json else sys.stdout
     started = time.perf_counter()
@@ -124,19 +124,18 @@ def _export(args: argparse.Namespace) -> "Exported":
     def progress(what: str) -> None:
         print(f"{time.perf_counter() - started:6.1f} s  {what}", file=out, flush=True)
 
-    checkpoint = load_checkpoint(args.checkpoint)
+    source = open_source(args.checkpoint)
     default = args.output.absolute().name if args.output is not None else args.checkpoint.stem
     name = checked_name(args.name if args.name is not None else default.removesuffix(".topcoat"))
     output = args.output
     if output is None:
         output = args.checkpoint.absolute().parent / f"{name}.topcoat"
     exported = export_bundle(
-        checkpoint,
+        source,
         output,
         name=name,
         precisions=("fp32", "fp16") if args.fp16 else ("fp32",),
         photos=args.photos,
-        checkpoint_sha256=file_sha256(args.checkpoint),
         force=args.force,
         progress=progress,
     )
