@@ -203,13 +203,16 @@ def recorded(**options: Any) -> tuple[tr.Model, Recorder]:  # noqa: ANN401 - of 
         if key in options:
             manifest = dataclasses.replace(manifest, **{key: options.pop(key)})
     session = Recorder(manifest.scale)
+    chosen = tr.Candidate(
+        backend="recorder", compute="fp32", variant="m.onnx", usable=True, reason="chosen"
+    )
     explanation = tr.Explanation(
         bundle="b",
         asked_backend="auto",
         asked_precision=None,
         threads=1,
-        chosen=None,
-        candidates=(),
+        chosen=chosen,
+        candidates=(chosen,),
     )
     return tr.Model(manifest, explanation, session, **options), session
 

@@ -11,25 +11,28 @@ A frame is uint8, (H, W, 3) or (N, H, W, 3), RGB, C-contiguous::
 Importing this package loads numpy and nothing else; engines load with the first ``open``.
 """
 
-from topcoat.runtime._choice import Candidate, Explanation
 from topcoat.runtime._errors import (
     BackendError,
     BackendUnavailableError,
     BundleError,
     BundleIntegrityError,
     BundleVersionError,
+    BundleWriteError,
     DeviceLostError,
     DeviceMemoryError,
+    FallbackWarning,
     FrameError,
     FrameMemoryError,
     FrameOutsideProfileError,
     MediaError,
     ModelClosedError,
+    ParityError,
     TextureError,
     TileError,
     TopcoatError,
     UnverifiedWarning,
 )
+from topcoat.runtime._explanation import Candidate, Engine, Explanation, Fallback
 from topcoat.runtime._textures import noise_frame
 from topcoat.runtime.bundle import (
     EngineInfo,
@@ -53,11 +56,15 @@ __all__ = [
     "BundleError",
     "BundleIntegrityError",
     "BundleVersionError",
+    "BundleWriteError",
     "Candidate",
     "DeviceLostError",
     "DeviceMemoryError",
+    "Engine",
     "EngineInfo",
     "Explanation",
+    "Fallback",
+    "FallbackWarning",
     "FileEntry",
     "Frame",
     "FrameError",
@@ -67,6 +74,7 @@ __all__ = [
     "MediaError",
     "Model",
     "ModelClosedError",
+    "ParityError",
     "ParityRow",
     "Port",
     "Profile",

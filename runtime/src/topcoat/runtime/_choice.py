@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import statistics
 import time
@@ -14,9 +15,11 @@ from typing import Any
 import numpy as np
 
 from topcoat.runtime._errors import BackendError, BackendUnavailableError, UnverifiedWarning
-from topcoat.runtime.backends import Backend, Session, find_backend
-from topcoat.runtime.bundle import PRECISIONS, Manifest, Variant, read_model
-from topcoat.runtime.frames import fit_size
+from topcoat.runtime._explanation import Candidate, Explanation
+from topcoat.runtime._fallback import Engines, Way
+from topcoat.runtime.backends import Backend, Compute, Session, find_backend
+from topcoat.runtime.bundle import PRECISIONS, Manifest, Profile, Variant, read_model
+from topcoat.runtime.frames import Frame, allocate, fit_size
 
 PROBE_SIDE = 256
 PROBE_RUNS = 5
@@ -24,51 +27,6 @@ PROBE_SECONDS = 1.0
 """The race stops starting further rounds after this, for networks that take long."""
 
 _log = logging.getLogger("topcoat.runtime")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Candidate:
-    """One way to run a bundle: a backend, a model file and the precision it is computed at."""
-
-    backend: str
-    compute: str | None
-    """None if the backend was ruled out before precisions were looked at."""
-    variant: str | None
-    """The model's file name; None like ``compute``."""
-    usable: bool
-    reason: str
-    probe_ms: float | None = None
-    """Median time of one 256x256 frame in the race, or None if there was no race."""
-    verified: bool = False
-    """Whether the bundle holds a passed parity check for it."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Explanation:
-    """Which way was chosen to run a bundle, and why not the others; ``str()`` is for people."""
-
-    bundle: str
-    asked_backend: str
-    asked_precision: str | None
-    threads: int
-    chosen: Candidate | None
-    candidates: tuple[Candidate, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the same as plain dicts and lists, as ``topcoat explain --json`` prints it."""
-        return dataclasses.asdict(self)
-
-    def __str__(self) -> str:
-        asked = f"backend {self.asked_backend}, precision {self.asked_precision or 'any'}"
-        lines = [f"{self.bundle} (asked for: {asked}; {_plural(self.threads, 'CPU thread')})"]
-        if self.chosen is None:
-            lines.append("  nothing can run it here")
-        for candidate in self.candidates:
-            mark = "->" if candidate == self.chosen else "ok" if candidate.usable else "--"
-            what = " ".join(p for p in (candidate.backend, candidate.compute) if p)
-            file = f" [{candidate.variant}]" if candidate.variant else ""
-            lines.append(f"  {mark} {what:<22}{file} {candidate.reason}")
-        return "\n".join(lines)
 
 
 def choose(
@@ -79,8 +37,21 @@ def choose(
     precision: str | None,
     threads: int,
     allow_unverified: bool,
-) -> tuple[Explanation, Session]:
+    variant: str | None = None,
+    fallback: bool | None = None,
+) -> tuple[Explanation, Engines]:
     """Find every usable candidate, race them if the caller left the choice open, load the winner.
+
+    Args:
+        manifest: the bundle.
+        backends: those that may be looked at, in order of merit.
+        backend: "auto" or the name of one of them.
+        precision: allow only this compute precision.
+        threads: for engines on the CPU.
+        allow_unverified: whether candidates without a passed parity check are usable.
+        variant: allow only this model file.
+        fallback: whether another usable candidate takes over when the chosen one fails on a frame;
+            None is True for "auto" and False for a named backend.
 
     Raises:
         BackendError: nothing usable; its ``explanation`` attribute holds the candidates.
@@ -92,39 +63,48 @@ def choose(
         raise BackendError(
             f"precision {precision!r} is not known, wanted one of {', '.join(PRECISIONS)}"
         )
-    found = [
-        entry
-        for engine in backends
-        for entry in _candidates(manifest, engine, backend, precision, allow_unverified)
-    ]
+    files = [entry.file for entry in manifest.variants]
+    if variant is not None and variant not in files:
+        raise BackendError(
+            f"{manifest.name} holds no model file {variant!r}, wanted one of {', '.join(files)}"
+        )
+    if fallback is None:
+        fallback = backend == "auto"
+    wish = _Wish(backend, precision, variant, allow_unverified, others=fallback)
+    found = [entry for engine in backends for entry in _candidates(manifest, engine, wish)]
     explain = _Explainer(manifest, backend, precision, threads)
     usable = [entry for entry in found if entry.candidate.usable]
-    if not usable:
+    asked = [entry for entry in usable if backend in {"auto", entry.engine.name}]
+    if not asked:
         raise explain.failure(found)
 
-    models: dict[str, bytes] = {}
-
     def load(entry: _Entry) -> Session:
-        variant, compute = entry.load_arguments()
-        if variant.file not in models:
-            models[variant.file] = read_model(manifest, variant)
-        return entry.engine.load(variant, models[variant.file], compute=compute, threads=threads)
+        source, compute = entry.load_arguments()
+        model = read_model(manifest, source)
+        return entry.engine.load(source, model, compute=compute, threads=threads)
 
     if backend != "auto" or len(usable) == 1:
-        winner = usable[0]
+        winner = asked[0]
         why = (
             "chosen: the only usable one"
-            if len(usable) == 1
+            if len(asked) == 1
             else f"chosen: first in order of merit of those that {backend} offers"
         )
-        session = load(winner)
+        session: Session | None = load(winner)
         winner.change(reason=why + winner.note())
-        for entry in usable[1:]:
-            entry.change(reason="usable, not raced because the backend was given" + entry.note())
+        for entry in usable:
+            if entry in asked[1:]:
+                entry.change(reason="usable, not raced because the backend was given")
+            elif entry is not winner:
+                entry.change(reason=f"usable, only if {backend} fails on a frame")
+            if entry is not winner:
+                entry.change(reason=entry.candidate.reason + entry.note())
+        order = asked + [entry for entry in usable if entry not in asked]
     else:
-        winner, session = _race(manifest, usable, load)
-        if not winner.candidate.usable:
+        order, session = _race(manifest, usable, load)
+        if not order:
             raise explain.failure(found)
+        winner = order[0]
     if not winner.candidate.verified:
         warnings.warn(
             f"{manifest.name} runs on {winner.candidate.backend} {winner.candidate.compute} without"
@@ -132,7 +112,19 @@ def choose(
             UnverifiedWarning,
             stacklevel=3,  # the caller of topcoat.runtime.open
         )
-    return explain.result(found, winner), session
+    if not fallback:  # another file of the same backend may still hold other frame sizes
+        order = [entry for entry in order if entry.engine is winner.engine]
+    ways = [
+        Way(
+            candidate=entry.candidate,
+            load=functools.partial(load, entry),
+            profiles=entry.profiles,
+            session=session if entry is winner else None,
+        )
+        for entry in order
+    ]
+    explanation = explain.result(found, winner)
+    return explanation, Engines(explanation, ways, fallback=fallback)
 
 
 def list_candidates(
@@ -143,20 +135,34 @@ def list_candidates(
     allow_unverified: bool = False,
 ) -> list[Candidate]:
     """Return every way to run a bundle here with its verdict, without loading or timing any."""
-    return [
-        entry.candidate
-        for engine in backends
-        for entry in _candidates(manifest, engine, "auto", precision, allow_unverified)
-    ]
+    wish = _Wish("auto", precision, None, allow_unverified, others=True)
+    return [entry.candidate for engine in backends for entry in _candidates(manifest, engine, wish)]
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
+class _Wish:
+    """What the caller asked for."""
+
+    backend: str
+    precision: str | None
+    variant: str | None
+    allow_unverified: bool
+    others: bool
+    """Whether backends other than the named one are looked at, to take over from it."""
+
+
+@dataclass(slots=True, eq=False)
 class _Entry:
     """A candidate while it is still being judged."""
 
     candidate: Candidate
     engine: Backend
     source: Variant | None = None
+
+    @property
+    def profiles(self) -> tuple[Profile, ...]:
+        built = None if self.source is None else self.source.engine
+        return () if built is None else built.profiles
 
     def change(self, **values: Any) -> None:  # noqa: ANN401 - as dataclasses.replace
         self.candidate = dataclasses.replace(self.candidate, **values)
@@ -170,72 +176,100 @@ class _Entry:
         return "" if self.candidate.verified else "; NOT VERIFIED against the network"
 
 
-def _candidates(
-    manifest: Manifest,
-    engine: Backend,
-    asked: str,
-    precision: str | None,
-    allow_unverified: bool,
-) -> list[_Entry]:
+def _candidates(manifest: Manifest, engine: Backend, wish: _Wish) -> list[_Entry]:
     def ruled_out(reason: str) -> list[_Entry]:
         candidate = Candidate(
             backend=engine.name, compute=None, variant=None, usable=False, reason=reason
         )
         return [_Entry(candidate, engine)]
 
-    if asked not in {"auto", engine.name}:
-        return ruled_out(f"not asked for: the backend was given as {asked}")
+    if wish.backend not in {"auto", engine.name} and not wish.others:
+        return ruled_out(f"not asked for: the backend was given as {wish.backend}")
     if (missing := engine.missing()) is not None:
         return ruled_out(missing)
+    offers = [
+        (offer, variant) for variant in manifest.variants for offer in engine.computes(variant)
+    ]
+    # Stable: files of one rank stay in the manifest's order.
+    offers.sort(key=lambda pair: pair[0].rank)
     entries = []
-    for variant in manifest.variants:
-        for offer in engine.computes(variant):
-            row = variant.parity_row(engine.name, offer.compute, offer.device)
-            verified = row is not None and row.passed
-            reason = None
-            if precision not in {None, offer.compute}:
-                reason = f"not asked for: the precision was given as {precision}"
-            elif offer.obstacle is not None:
-                reason = offer.obstacle
-            elif offer.on_request is not None and precision is None:
-                reason = offer.on_request
-            elif not verified and not allow_unverified:
-                reason = (
-                    "the bundle holds no parity check for it; export it again where"
-                    f" {engine.name} is installed, or pass allow_unverified"
-                    if row is None
-                    else "its parity check failed at export"
-                )
-            candidate = Candidate(
-                backend=engine.name,
-                compute=offer.compute,
-                variant=variant.file,
-                usable=reason is None,
-                reason=reason or "usable",
-                verified=verified,
-            )
-            entries.append(_Entry(candidate, engine, variant))
+    for offer, variant in offers:
+        row = variant.parity_row(engine.name, offer.compute, offer.device)
+        verified = row is not None and row.passed
+        reason = _objection(manifest, engine, wish, offer, variant)
+        candidate = Candidate(
+            backend=engine.name,
+            compute=offer.compute,
+            variant=variant.file,
+            usable=reason is None,
+            reason=reason or "usable",
+            verified=verified,
+        )
+        entries.append(_Entry(candidate, engine, variant))
     return entries or ruled_out("the bundle holds no model that it can run")
+
+
+def _objection(
+    manifest: Manifest, engine: Backend, wish: _Wish, offer: Compute, variant: Variant
+) -> str | None:
+    """Return why an offer cannot be used, or None if it can."""
+    if wish.variant not in {None, variant.file}:
+        return f"not asked for: the model file was given as {wish.variant}"
+    if wish.precision not in {None, offer.compute}:
+        return f"not asked for: the precision was given as {wish.precision}"
+    if offer.obstacle is not None:
+        return offer.obstacle
+    if offer.on_request is not None:
+        named = wish.precision is not None or (
+            offer.requested_by == "backend" and wish.backend == engine.name
+        )
+        if not named:
+            return offer.on_request
+    row = variant.parity_row(engine.name, offer.compute, offer.device)
+    if (row is not None and row.passed) or wish.allow_unverified:
+        return None
+    if row is not None:
+        return "its parity check failed"
+    on = f" on {offer.device}" if offer.device else ""
+    return (
+        f"the bundle holds no parity check for it{on}; run `topcoat verify` on this machine, or"
+        " pass allow_unverified"
+    )
+
+
+@dataclass(slots=True)
+class _Lane:
+    """A loaded candidate in the race."""
+
+    entry: _Entry
+    session: Session
+    size: tuple[int, int]
+    """(height, width) of its frame."""
+    times: list[float] = dataclasses.field(default_factory=list)
+    """In ms."""
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.times)
+
+    @property
+    def per_pixel(self) -> float:
+        """Nanoseconds per input pixel."""
+        return self.median * 1e6 / (self.size[0] * self.size[1])
 
 
 def _race(
     manifest: Manifest, usable: Sequence[_Entry], load: Callable[[_Entry], Session]
-) -> tuple[_Entry, Session]:
-    """Time every usable candidate on one small frame; return the fastest, loaded.
+) -> tuple[list[_Entry], Session | None]:
+    """Time every usable candidate on one frame; return them fastest first, the first one loaded.
 
-    Candidates take turns, so that a busy moment of the machine falls on all of them. One that fails
-    to load or run is marked unusable and says why. If all fail, the returned entry is unusable and
-    the session must not be used.
+    Candidates take turns, so that a busy moment of the machine falls on all of them. The frame is
+    small; a built engine that takes none so small runs one of the size that it was tuned for, and
+    what counts is the time per pixel. One that fails to load or run is marked unusable and says
+    why. If all fail, the list is empty.
     """
-    side = PROBE_SIDE if manifest.size.max is None else min(PROBE_SIDE, manifest.size.max)
-    if side < PROBE_SIDE:  # the largest multiple that the rule allows
-        side = max(manifest.size.min, side // manifest.size.multiple * manifest.size.multiple)
-    height, width = fit_size(side, side, manifest.size)
-    # Every value occurs, neighbours differ: neither flat nor denormal after normalisation.
-    frame = (np.arange(height * width * 3, dtype=np.uint32) * 7919 >> 5).astype(np.uint8)
-    source = frame.reshape(1, height, width, 3)
-    result = np.empty((1, height * manifest.scale, width * manifest.scale, 3), np.uint8)
-    running: list[tuple[_Entry, Session, list[float]]] = []
+    lanes: list[_Lane] = []
+    frames: dict[tuple[int, int], tuple[Frame, Frame]] = {}
 
     def attempt(entry: _Entry, action: Callable[[], object]) -> bool:
         try:
@@ -249,37 +283,64 @@ def _race(
     for entry in usable:
 
         def start(entry: _Entry = entry) -> None:
-            session = load(entry)
-            running.append((entry, session, []))
-            session.run(source, result)  # the first run compiles kernels and allocates
+            size = _probe_size(manifest, entry.profiles)
+            if size not in frames:
+                frames[size] = _probe_frame(manifest, size)
+            lane = _Lane(entry, load(entry), size)
+            lanes.append(lane)
+            lane.session.run(*frames[size])  # the first run compiles kernels and allocates
 
         attempt(entry, start)
-    running = [lane for lane in running if lane[0].candidate.usable]
+
+    def running() -> list[_Lane]:
+        return [lane for lane in lanes if lane.entry.candidate.usable]
+
     began = time.perf_counter()
     for turn in range(PROBE_RUNS):
         if turn and time.perf_counter() - began > PROBE_SECONDS:
             break
-        for entry, session, times in list(running):
+        for lane in running():
             start_ns = time.perf_counter_ns()
-            if attempt(entry, lambda session=session: session.run(source, result)):  # type: ignore[misc]
-                times.append((time.perf_counter_ns() - start_ns) / 1e6)
-    for entry, session, times in running:
-        if entry.candidate.usable:
-            entry.change(probe_ms=round(statistics.median(times), 3))
-        else:
-            session.close()
-    running = [lane for lane in running if lane[0].candidate.usable]
-    if not running:
-        return usable[0], None  # type: ignore[return-value]  # the caller looks at usable first
-    best = min(running, key=lambda lane: statistics.median(lane[2]))
-    for entry, session, _ in running:
-        where = f"{entry.candidate.probe_ms:.1f} ms on a {width}x{height} frame"
-        if entry is best[0]:
-            entry.change(reason=f"chosen: fastest, {where}{entry.note()}")
-        else:
-            entry.change(reason=f"usable, slower: {where}{entry.note()}")
-            session.close()
-    return best[0], best[1]
+            if attempt(lane.entry, functools.partial(lane.session.run, *frames[lane.size])):
+                lane.times.append((time.perf_counter_ns() - start_ns) / 1e6)
+    ranking = sorted(running(), key=lambda lane: lane.per_pixel)
+    several = len({lane.size for lane in ranking}) > 1
+    for place, lane in enumerate(ranking):
+        height, width = lane.size
+        where = f"{lane.median:.1f} ms on a {width}x{height} frame"
+        if several:
+            where += f", {lane.per_pixel:.1f} ns per pixel"
+        verdict = "usable, slower: " if place else "chosen: fastest, "
+        lane.entry.change(
+            probe_ms=round(lane.median, 3),
+            probe_size=lane.size,
+            reason=verdict + where + lane.entry.note(),
+        )
+    for lane in lanes:
+        if not ranking or lane is not ranking[0]:
+            lane.session.close()
+    return [lane.entry for lane in ranking], ranking[0].session if ranking else None
+
+
+def _probe_size(manifest: Manifest, profiles: Sequence[Profile]) -> tuple[int, int]:
+    """Return (height, width) of the frame that an engine built for these sizes runs in the race."""
+    rule = manifest.size
+    side = PROBE_SIDE if rule.max is None else min(PROBE_SIDE, rule.max)
+    if side < PROBE_SIDE:  # the largest multiple that the rule allows
+        side = max(rule.min, side // rule.multiple * rule.multiple)
+    size = fit_size(side, side, rule)
+    if not profiles or any(profile.holds(*size) for profile in profiles):
+        return size
+    return min((profile.opt for profile in profiles), key=lambda opt: opt[0] * opt[1])
+
+
+def _probe_frame(manifest: Manifest, size: tuple[int, int]) -> tuple[Frame, Frame]:
+    """Return a frame and room for its result, each a batch of one."""
+    height, width = size
+    # Every value occurs, neighbours differ: neither flat nor denormal after normalisation.
+    values = (np.arange(height * width * 3, dtype=np.uint32) * 7919 >> 5).astype(np.uint8)
+    shape = (1, height * manifest.scale, width * manifest.scale, 3)
+    return values.reshape(1, height, width, 3), allocate(shape, "the result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,7 +383,3 @@ class _Explainer:
         error = kind(f"{asked} cannot run {self.manifest.name}: {reasons}{advice}")
         error.explanation = self.result(found, None)
         return error
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count} {noun}" + ("" if count == 1 else "s")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from topcoat.runtime._choice import Explanation
+    from topcoat.runtime._explanation import Explanation
 
 
 class TopcoatError(Exception):
@@ -71,5 +71,17 @@ class MediaError(TopcoatError, ValueError):
     """A picture, folder or video cannot be read or written."""
 
 
+class ParityError(TopcoatError, ValueError):
+    """A comparison was asked for that compares nothing, or things that cannot be compared."""
+
+
+class BundleWriteError(TopcoatError, OSError):
+    """What was measured cannot be written into a bundle's manifest; it is as it was."""
+
+
 class UnverifiedWarning(UserWarning):
     """A model runs on a backend and precision for which its bundle holds no passed check."""
+
+
+class FallbackWarning(UserWarning):
+    """Frames of one size are run otherwise than it was chosen, because the chosen way failed."""

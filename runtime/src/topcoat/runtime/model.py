@@ -11,8 +11,10 @@ from types import TracebackType
 from typing import Literal
 
 from topcoat.runtime import _tiles
-from topcoat.runtime._choice import Explanation, choose
-from topcoat.runtime._errors import BackendError, ModelClosedError, TileError
+from topcoat.runtime._choice import choose
+from topcoat.runtime._errors import BackendError, DeviceMemoryError, ModelClosedError, TileError
+from topcoat.runtime._explanation import Explanation
+from topcoat.runtime._fallback import Engines, FrameSize
 from topcoat.runtime._histogram import match_histogram as match_colours
 from topcoat.runtime._memory import available_memory
 from topcoat.runtime._textures import (
@@ -44,15 +46,17 @@ class Model:
         self,
         manifest: Manifest,
         explanation: Explanation,
-        session: Session,
+        session: Session | Engines,
         *,
         tile: Tile = None,
         match_histogram: bool = False,
         available: Callable[[], int | None] = available_memory,
     ) -> None:
         self._manifest = manifest
-        self._explanation = explanation
-        self._session: Session | None = session
+        self._engines = (
+            session if isinstance(session, Engines) else Engines.only(explanation, session)
+        )
+        self._closed = False
         self._lock = threading.Lock()
         self._pad: PadBuffers | None = None
         self._tile = check_tile(tile, manifest)
@@ -77,14 +81,18 @@ class Model:
         return self._match_histogram
 
     def explain(self) -> Explanation:
-        """Return which backend and precision run, and why not the others; readable after close."""
-        return self._explanation
+        """Return which backend and precision run, and why not the others; readable after close.
+
+        Its ``fallbacks`` say which frame sizes run otherwise since, because the chosen way failed.
+        """
+        return self._engines.explanation
 
     def tiles(self, height: int, width: int, batch: int = 1) -> int:
         """Return how many tiles each frame of this size is run in; 1 is the frame as a whole.
 
         With ``tile="auto"`` the first question about a size, from here or from :meth:`process`,
-        decides: the same size then always runs the same way.
+        decides: the same size then always runs the same way, unless the device runs out of memory
+        on it.
 
         Raises:
             FrameError: the network does not take frames of this size.
@@ -108,6 +116,9 @@ class Model:
         is noise, and a size that does not follow the rule is refused: padding and cropping would
         break the seam. :meth:`sample` makes the noise, too.
 
+        If the engine fails on the frame, another way takes over as :func:`topcoat.runtime.open`
+        says under ``fallback``, and frames of this size go on that way.
+
         Args:
             frame: uint8, (H, W, 3) or (N, H, W, 3), RGB, C-contiguous, any H and W of at least 1;
                 of a texture, noise whose sides follow the size rule. It may be read-only.
@@ -115,9 +126,9 @@ class Model:
                 like the frame, C-contiguous, writeable, not overlapping the frame. Giving the
                 same one for every frame saves an allocation per frame.
             on_tile: called after every tile with how many are done and how many there are, those
-                of the whole batch; also for a frame that is run as a whole, as its only tile. What
-                it raises ends the call, and ``out`` then holds nothing useful. It must not call
-                the model.
+                of the whole batch; also for a frame that is run as a whole, as its only tile. The
+                count begins anew where another way takes over. What it raises ends the call, and
+                ``out`` then holds nothing useful. It must not call the model.
 
         Returns:
             ``out`` if it was given, else a new array.
@@ -125,12 +136,13 @@ class Model:
         Raises:
             FrameError: the frame or ``out`` is not as described; nothing was written.
             FrameMemoryError: there is not enough memory for the result; a FrameError, too.
-            BackendError: the engine failed; ``out`` then holds nothing useful.
+            BackendError: every engine that may run it failed; ``out`` then holds nothing useful.
+                It is a FrameOutsideProfileError, DeviceMemoryError or DeviceLostError where that
+                is why.
             ModelClosedError: the model was closed.
         """
         with self._lock:
-            session = self._session
-            if session is None:
+            if self._closed:
                 raise ModelClosedError(
                     f"this model of {self._manifest.name} was closed; open the bundle again"
                 )
@@ -144,12 +156,7 @@ class Model:
                 result = out if out.ndim == 4 else out[None]
             else:
                 result = check_out(out, shape, frame)
-            if plan is None:
-                self._run_whole(session, source, result)
-                if on_tile is not None:
-                    on_tile(1, 1)
-            else:
-                self._run_tiled(session, source, result, plan, on_tile)
+            self._run(source, result, plan, on_tile)
             if self._match_histogram:
                 for given, made in zip(source, result, strict=True):
                     match_colours(made, given)
@@ -222,6 +229,66 @@ class Model:
         available = None if per_pixel is None else self._available()
         return None if per_pixel is None or available is None else available // 2 // per_pixel
 
+    def _run(
+        self,
+        source: Frame,
+        result: Frame,
+        plan: _tiles.Tiling | None,
+        on_tile: Callable[[int, int], None] | None,
+    ) -> None:
+        """Run frames on the engine that is for their size; if it fails, as it says what is next."""
+        batch, height, width, _ = source.shape
+        size = (batch, height, width)
+        while True:
+            given = self._given(size, plan)
+            session = self._engines.session_for(size, given)
+            try:
+                if plan is None:
+                    self._run_whole(session, source, result)
+                    if on_tile is not None:
+                        on_tile(1, 1)
+                else:
+                    self._run_tiled(session, source, result, plan, on_tile)
+            except DeviceMemoryError as error:
+                smaller = self._smaller_plan(size, plan)
+                if smaller is None:
+                    self._engines.failed(size, given, error)
+                    smaller = self._new_plan(*size)  # the next engine may take more at once
+                else:
+                    self._engines.cut(size, smaller.count, error)
+                plan = self._plans[size] = smaller
+            except BackendError as error:
+                self._engines.failed(size, given, error)
+            else:
+                return
+
+    def _given(self, size: FrameSize, plan: _tiles.Tiling | None) -> tuple[int, int]:
+        """Return the height and width that the engine is given for frames of this size."""
+        if plan is not None and plan.count > 1:
+            return plan.height, plan.width
+        return fit_size(*size[1:], self._manifest.size)
+
+    def _smaller_plan(self, size: FrameSize, plan: _tiles.Tiling | None) -> _tiles.Tiling | None:
+        """Return how to give the engine less at once than this plan does; None: not at all.
+
+        First the frames of a batch one by one, then tiles of half the side.
+        """
+        if self._tile is None and not self._engines.fallback:
+            return None  # the caller wants it whole, or the error
+        rule = self._manifest.size
+        batch, height, width = size
+        given = self._given(size, plan)
+        if plan is None and batch > 1:
+            return _tiles.Tiling(
+                *given, rows=(_tiles.Span(0, 0, height),), columns=(_tiles.Span(0, 0, width),)
+            )
+        if self._manifest.task == TEXTURE or not _tiles.can_tile(rule):
+            return None
+        side = max(max(given) // 2, _tiles.smallest_tile(rule))
+        if side >= max(given):
+            return None
+        return _tiles.plan(height, width, _tiles.fitting_tile(side, rule), rule)
+
     def _run_whole(self, session: Session, source: Frame, result: Frame) -> None:
         batch, height, width, _ = source.shape
         fitted = fit_size(height, width, self._manifest.size)
@@ -281,9 +348,8 @@ class Model:
     def close(self) -> None:
         """Free the engine and the buffers. Closing twice is fine."""
         with self._lock:
-            if self._session is not None:
-                self._session.close()
-            self._session = None
+            self._engines.close()
+            self._closed = True
             self._pad = None
 
     def __enter__(self) -> Model:
@@ -298,9 +364,9 @@ class Model:
         self.close()
 
     def __repr__(self) -> str:
-        chosen = self._explanation.chosen
+        chosen = self.explain().chosen
         how = f"{chosen.backend} {chosen.compute}" if chosen else "nothing"
-        state = " (closed)" if self._session is None else ""
+        state = " (closed)" if self._closed else ""
         return f"<topcoat.runtime.Model {self._manifest.name} on {how}{state}>"
 
 
@@ -312,19 +378,22 @@ def open_model(
     allow_unverified: bool = False,
     tile: Tile = None,
     match_histogram: bool = False,
+    fallback: bool | None = None,
+    variant: str | None = None,
 ) -> Model:
     """Open a bundle on the backend that runs it fastest here, or on the one that is named.
 
-    With ``backend="auto"``, every backend and precision that is installed, that the processor
-    offers and whose parity check passed at export is timed on one 256x256 frame, and the fastest
-    stays loaded. There is no silent fallback: :meth:`Model.explain` says what was chosen and why
-    not the others, and a named backend that cannot run the bundle is an error.
+    With ``backend="auto"``, every backend and precision that is installed, that the machine offers
+    and whose parity check passed is timed on one frame, and the fastest stays loaded. There is no
+    silent fallback: :meth:`Model.explain` says what was chosen and why not the others, and a named
+    backend that cannot run the bundle is an error.
 
     Args:
         bundle: the folder NAME.topcoat.
-        backend: "auto", "onnxruntime-cpu" or "openvino-cpu".
-        precision: "fp32", "bf16" or "fp16" to allow only this compute precision; None allows fp32
-            and bf16. fp16 is not faster on a CPU and only used when named.
+        backend: "auto", or one of "tensorrt-rtx", "tensorrt", "onnxruntime-cuda", "openvino-gpu",
+            "openvino-cpu", "onnxruntime-cpu" and "onnxruntime-webgpu".
+        precision: "fp32", "bf16", "fp16" or "int8" to allow only this compute precision; None
+            allows all, but for fp16 on a CPU, where it is not faster and only used when named.
         threads: how many CPU threads the engine uses; None takes one per physical core that this
             process may use. A renderer beside it is better off with fewer.
         allow_unverified: also accept a backend and precision without a passed parity check; an
@@ -338,6 +407,17 @@ def open_model(
         match_histogram: give the red, green and blue of every result the histograms that they have
             in its frame. It undoes colour shifts of feature losses in super-resolution, and lets a
             style keep a photograph's colours. Not for textures, whose frames are noise.
+        fallback: what happens when the chosen engine fails on a frame. True: on a frame size that
+            it was not built for, on an error and on a device that is lost, the next usable engine
+            takes over; where the device has too little memory, the frames of a batch are run one
+            by one, then in tiles of half the side as far as the bundle allows it (whatever
+            ``tile`` says), and only then on the next engine. Each change is remembered for its
+            frame size, warned about (FallbackWarning), logged, and in :meth:`Model.explain`.
+            False: the error is raised; only another file of the same backend may take a frame size
+            that the first was not built for, and only a ``tile`` other than None lets tiles become
+            smaller. None is True for "auto" and False for a named backend. Engines that fail to
+            load with ``open`` are not its matter.
+        variant: allow only this model file of the bundle, e.g. "model.fp32.onnx".
 
     Returns:
         The loaded model; close it, or use it as a context manager.
@@ -355,15 +435,17 @@ def open_model(
     check_histogram(match_histogram, manifest)
     if threads is not None and threads < 1:
         raise BackendError(f"threads is {threads}, wanted at least 1 (or None for the default)")
-    explanation, session = choose(
+    explanation, engines = choose(
         manifest,
         all_backends(),
         backend=backend,
         precision=precision,
         threads=default_threads() if threads is None else threads,
         allow_unverified=allow_unverified,
+        variant=variant,
+        fallback=fallback,
     )
-    return Model(manifest, explanation, session, tile=tile, match_histogram=match_histogram)
+    return Model(manifest, explanation, engines, tile=tile, match_histogram=match_histogram)
 
 
 def check_tile(tile: Tile, manifest: Manifest) -> Tile:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from topcoat.runtime._errors import BackendError
 from topcoat.runtime.bundle import Variant
@@ -47,7 +47,11 @@ class Compute:
     obstacle: str | None = None
     """Why it cannot be used on this machine, or None."""
     on_request: str | None = None
-    """Why "auto" leaves it out although it works, or None."""
+    """Why it is left out although it works, unless the caller names its precision, or None."""
+    requested_by: Literal["precision", "backend"] = "precision"
+    """... or "backend": naming the backend is enough."""
+    rank: int = 0
+    """Of what a backend offers for the files of a bundle, lower ranks come first."""
     device: str | None = None
     """The kind of device it runs on, e.g. "sm89", where parity holds for that kind alone."""
 

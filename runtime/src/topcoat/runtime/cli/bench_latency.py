@@ -14,7 +14,7 @@ from topcoat.runtime._errors import BackendError, MediaError, UnverifiedWarning
 from topcoat.runtime.cli import _shared
 
 if TYPE_CHECKING:
-    from topcoat.runtime._choice import Candidate
+    from topcoat.runtime._explanation import Candidate
     from topcoat.runtime.report._measure import Report
 
 _DESCRIPTION = """\

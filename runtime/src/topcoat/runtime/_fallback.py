@@ -1,0 +1,278 @@
+"""When an engine fails on a frame: which one takes over, for which frames, and who is told.
+
+What was chosen at ``open`` can fail later, on one frame: a built engine does not take its size, the
+device has too little memory for it or stops working. :class:`Engines` holds every usable engine of
+a bundle in order of merit, loads another one when it is needed, and remembers for each frame size
+which one runs it. Nothing happens in silence: each change is a FallbackWarning, a line in the log
+``topcoat.runtime`` and an entry of ``Model.explain()``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import sys
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from topcoat.runtime._errors import (
+    BackendError,
+    BundleError,
+    DeviceLostError,
+    DeviceMemoryError,
+    FallbackWarning,
+    FrameOutsideProfileError,
+)
+from topcoat.runtime._explanation import Candidate, Engine, Explanation, Fallback
+from topcoat.runtime.backends import Session
+from topcoat.runtime.bundle import Profile
+
+FrameSize = tuple[int, int, int]
+"""(batch, height, width) of what ``process`` was given."""
+
+_Change = tuple[FrameSize, Engine, Engine, int]
+"""What failed on which frames, what runs them now and in how many tiles."""
+
+SIZES_KEPT = 1024
+"""Frame sizes of which it is remembered what runs them; older ones are found out again."""
+
+_log = logging.getLogger("topcoat.runtime")
+
+
+@dataclass(slots=True, eq=False)
+class Way:
+    """One usable engine and how to load it."""
+
+    candidate: Candidate
+    load: Callable[[], Session]
+    """Reads the model, compares its hash and loads it."""
+    profiles: tuple[Profile, ...] = ()
+    """The frame sizes that it was built for; empty if it takes any."""
+    session: Session | None = None
+    """None until it is needed, and after it is closed."""
+
+    @property
+    def engine(self) -> Engine:
+        return self.candidate.engine
+
+
+@dataclass(slots=True)
+class _Size:
+    """What is known about frames of one size."""
+
+    way: Way | None = None
+    """What runs them; None while that is being found out."""
+    tried: list[tuple[Way, BackendError]] = field(default_factory=list)
+    """What cannot run them, and why."""
+
+
+class Engines:
+    """The usable engines of an open bundle, best first. Belongs to one thread at a time.
+
+    Args:
+        explanation: what was chosen.
+        ways: the engines in the order in which they take over; the first one is loaded.
+        fallback: whether the next one takes over whatever happens. If not, it does so only for
+            frame sizes that an engine was not built for, and any other error is raised.
+    """
+
+    def __init__(self, explanation: Explanation, ways: Sequence[Way], *, fallback: bool) -> None:
+        self._explanation = explanation
+        self._ways = list(ways)
+        self._fallback = fallback
+        self._sizes: OrderedDict[FrameSize, _Size] = OrderedDict()
+        self._records: OrderedDict[_Change, Fallback] = OrderedDict()
+        self._told: OrderedDict[_Change, None] = OrderedDict()
+        self._gone: list[tuple[Way, BackendError]] = []
+
+    @classmethod
+    def only(cls, explanation: Explanation, session: Session) -> Engines:
+        """Return the engines of a bundle of which one session is all there is."""
+        assert explanation.chosen is not None
+
+        def load() -> Session:
+            raise BackendError("the engine was given loaded and cannot be loaded again")
+
+        way = Way(candidate=explanation.chosen, load=load, session=session)
+        return cls(explanation, [way], fallback=False)
+
+    @property
+    def explanation(self) -> Explanation:
+        """What was chosen and what has taken its place; a new object after every change."""
+        return self._explanation
+
+    @property
+    def fallback(self) -> bool:
+        """Whether another engine takes over whatever happens."""
+        return self._fallback
+
+    def session_for(self, size: FrameSize, given: tuple[int, int]) -> Session:
+        """Return the loaded engine that runs frames of this size.
+
+        Args:
+            size: of the frames, as ``process`` was given them.
+            given: (height, width) that the engine is given: padded, or of a tile.
+
+        Raises:
+            BackendError: none is left that can.
+        """
+        known = self._sizes.get(size)
+        way = known.way if known is not None else self._ways[0] if self._ways else None
+        if way is None or way.session is None:
+            way = self._find(size, given)
+        assert way.session is not None
+        return way.session
+
+    def failed(self, size: FrameSize, given: tuple[int, int], error: BackendError) -> None:
+        """Let the next engine run frames of this size, because the present one raised ``error``.
+
+        Raises:
+            BackendError: no other one may or can run them: ``error`` itself where there was one
+                only, else one that says why each cannot.
+        """
+        known = self._sizes.get(size)
+        way = self._ways[0] if known is None or known.way is None else known.way
+        if not (self._fallback or isinstance(error, FrameOutsideProfileError)):
+            raise error
+        if isinstance(error, DeviceLostError):
+            self._remove(way, error)
+        if known is None:
+            known = self._remember(size)
+        known.way = None
+        known.tried.append((way, error))
+        used = self._find(size, given)
+        why = "; ".join(
+            str(problem) if tried is way else f"{tried.engine}: {problem}"
+            for tried, problem in known.tried
+        )
+        self._record(size, way, used, 1, why)
+
+    def cut(self, size: FrameSize, tiles: int, error: DeviceMemoryError) -> None:
+        """Note that frames of this size are run in smaller parts, because memory ran short."""
+        known = self._sizes.get(size)
+        way = self._ways[0] if known is None or known.way is None else known.way
+        self._record(size, way, way, tiles, str(error))
+
+    def close(self) -> None:
+        """Free every engine that is loaded; none can be used again."""
+        for way in self._ways:
+            if way.session is not None:
+                way.session.close()
+                way.session = None
+        self._ways = []
+        self._sizes.clear()
+
+    def _find(self, size: FrameSize, given: tuple[int, int]) -> Way:
+        """Find and load the best engine that has not failed on this size, and remember it."""
+        known = self._sizes.get(size) or self._remember(size)
+        for way in list(self._ways):
+            if any(tried is way for tried, _ in known.tried):
+                continue
+            if way.profiles and not any(profile.holds(*given) for profile in way.profiles):
+                sizes = ", ".join(str(profile) for profile in way.profiles)
+                known.tried.append(
+                    (way, FrameOutsideProfileError(f"it was built for frames of {sizes}"))
+                )
+                continue
+            if way.session is None:
+                try:
+                    way.session = way.load()
+                except DeviceMemoryError as error:  # may fit once other frames come
+                    known.tried.append((way, error))
+                    continue
+                except (BackendError, BundleError) as error:
+                    problem = error if isinstance(error, BackendError) else BackendError(str(error))
+                    self._remove(way, problem)
+                    known.tried.append((way, problem))
+                    continue
+            known.way = way
+            return way
+        # The next frame of this size finds out anew: what failed may work again.
+        del self._sizes[size]
+        self._forget_records(size)
+        tried = known.tried + [
+            (w, e) for w, e in self._gone if all(w is not t for t, _ in known.tried)
+        ]
+        if len(tried) == 1:
+            raise tried[0][1]
+        kinds = {type(error) for _, error in tried}
+        kind = kinds.pop() if len(kinds) == 1 else BackendError
+        width, height = size[2], size[1]
+        reasons = "; ".join(f"{way.engine}: {error}" for way, error in tried)
+        raise kind(f"no engine is left for frames of {width}x{height}: {reasons}")
+
+    def _remember(self, size: FrameSize) -> _Size:
+        while len(self._sizes) >= SIZES_KEPT:
+            oldest, _ = self._sizes.popitem(last=False)
+            self._forget_records(oldest)
+        self._sizes[size] = _Size()
+        return self._sizes[size]
+
+    def _forget_records(self, size: FrameSize) -> None:
+        for key in [key for key in self._records if key[0] == size]:
+            del self._records[key]
+        self._explain()
+
+    def _remove(self, way: Way, error: BackendError) -> None:
+        """Take an engine out for good."""
+        self._ways = [other for other in self._ways if other is not way]
+        self._gone.append((way, error))
+        for known in self._sizes.values():
+            if known.way is way:
+                known.way = None
+        if way.session is not None:
+            with contextlib.suppress(BackendError):  # it is lost, whatever it says to that
+                way.session.close()
+            way.session = None
+        out = dataclasses.replace(way.candidate, usable=False, reason=f"out: {error}")
+        old = self._explanation
+        self._explanation = dataclasses.replace(
+            old,
+            candidates=tuple(out if c == way.candidate else c for c in old.candidates),
+            chosen=self._ways[0].candidate if self._ways else None,
+        )
+
+    def _record(self, size: FrameSize, failed: Way, used: Way, tiles: int, reason: str) -> None:
+        batch, height, width = size
+        fallback = Fallback(
+            height=height,
+            width=width,
+            batch=batch,
+            failed=failed.engine,
+            used=used.engine,
+            tiles=tiles,
+            reason=reason,
+        )
+        key = (size, failed.engine, used.engine, tiles)
+        self._records.pop(key, None)
+        while len(self._records) >= SIZES_KEPT:
+            self._records.popitem(last=False)
+        self._records[key] = fallback
+        self._explain()
+        if key in self._told:
+            return
+        while len(self._told) >= SIZES_KEPT:
+            self._told.popitem(last=False)
+        self._told[key] = None
+        text = f"{self._explanation.bundle}: {fallback}"
+        if not used.candidate.verified:
+            text += "; NOT VERIFIED against the network"
+        _log.warning("%s", text)
+        # Last: a program may have made warnings into exceptions.
+        warnings.warn(text, FallbackWarning, stacklevel=_callers_level())
+
+    def _explain(self) -> None:
+        self._explanation = dataclasses.replace(
+            self._explanation, fallbacks=tuple(self._records.values())
+        )
+
+
+def _callers_level() -> int:
+    """Return the ``stacklevel`` at which a warning names the line that called the runtime."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals["__name__"].startswith("topcoat.runtime."):
+        level, frame = level + 1, frame.f_back
+    return level
