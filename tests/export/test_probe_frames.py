@@ -12,9 +12,9 @@ from topcoat.export.probes import (
     MOST_PHOTOGRAPHS,
     bundled_photographs,
     read_photograph,
-    synthetic_frames,
     user_photographs,
 )
+from topcoat.runtime.parity import synthetic_frames
 
 
 def test_real_photographs_come_with_scikit_image_and_some_have_odd_sides() -> None:

@@ -19,19 +19,19 @@ if TYPE_CHECKING:
         BundleNameError,
         GraphError,
         OutputError,
-        ParityError,
         PhotographError,
         TopcoatError,
         WeightsError,
     )
     from topcoat.export.bundle_writer import Exported, export_bundle
-    from topcoat.export.flat import Flatness
     from topcoat.export.onnx_from_checkpoint import onnx_from_network
     from topcoat.export.parity import (
         GATES,
         Difference,
         Engine,
+        Flatness,
         Gate,
+        ParityError,
         ParityReport,
         ParityRow,
         difference,
@@ -70,19 +70,19 @@ _MODULES = {
         "BundleNameError",
         "GraphError",
         "OutputError",
-        "ParityError",
         "PhotographError",
         "TopcoatError",
         "WeightsError",
     ),
     "bundle_writer": ("Exported", "export_bundle"),
-    "flat": ("Flatness",),
     "onnx_from_checkpoint": ("onnx_from_network",),
     "parity": (
         "GATES",
         "Difference",
         "Engine",
+        "Flatness",
         "Gate",
+        "ParityError",
         "ParityReport",
         "ParityRow",
         "difference",

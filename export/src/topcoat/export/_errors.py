@@ -13,10 +13,6 @@ class WeightsError(TopcoatError, ValueError):
     """A checkpoint was read, but its weights are not ones that an engine can be made of."""
 
 
-class ParityError(TopcoatError, ValueError):
-    """A comparison was asked for that compares nothing, or things that cannot be compared."""
-
-
 class PhotographError(TopcoatError, ValueError):
     """There is no usable photograph where one is needed."""
 
@@ -27,3 +23,15 @@ class BundleNameError(TopcoatError, ValueError):
 
 class OutputError(TopcoatError, OSError):
     """A result cannot be written where it was asked for."""
+
+
+class EngineRequestError(TopcoatError, ValueError):
+    """An engine was asked for that cannot be: unknown, or with sizes or targets that do not fit."""
+
+
+class EngineLibraryError(TopcoatError, RuntimeError):
+    """The library that builds an engine is not installed, cannot be loaded or lacks its GPU."""
+
+
+class EngineBuildError(TopcoatError, RuntimeError):
+    """A library refused to build an engine from a model; the text holds every reason it gave."""

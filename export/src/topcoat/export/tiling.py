@@ -7,15 +7,14 @@ first is why it holds: no place in the frame is special, an edge least of all.
 """
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from topcoat.export._errors import GraphError
 from topcoat.export._threads import half_the_cores
-from topcoat.export.probes import Frame
+from topcoat.runtime.frames import Frame
+from topcoat.runtime.parity import arrangements
 from topcoat.train.frames import array_tensor
 from topcoat.train.networks import FrameNetwork
 
@@ -24,36 +23,6 @@ LIMIT = 1e-6
 there is a millionth of that, and a seam is a hundred thousand times as much."""
 _SIDE = 96
 """Of the noise that is looked at, about."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Arrangement:
-    """A way to lay out a frame, and its texture likewise."""
-
-    name: str
-    arrange: Callable[[Frame], Frame]
-    """(H, W, 3) or (N, H, W, 3) -> the same, rolled, or larger."""
-
-
-def arrangements(multiple: int) -> tuple[Arrangement, ...]:
-    """List the layouts that noise and texture must have in common.
-
-    Args:
-        multiple: the network's ``size_multiple``; its coarsest noise moves by whole values only
-            when the frame moves by a multiple of this.
-    """
-
-    def rolled(down: int, right: int) -> Callable[[Frame], Frame]:
-        return lambda frame: np.roll(frame, (down * multiple, right * multiple), axis=(-3, -2))
-
-    def repeated(frame: Frame) -> Frame:
-        return np.tile(frame, (2, 2, 1))
-
-    return (
-        Arrangement(name=f"rolled {multiple} down", arrange=rolled(1, 0)),
-        Arrangement(name=f"rolled {2 * multiple} left", arrange=rolled(0, -2)),
-        Arrangement(name="2x2", arrange=repeated),
-    )
 
 
 def takes_noise(network: FrameNetwork) -> bool:

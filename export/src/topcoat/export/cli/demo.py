@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return reader_gone()
     except KeyboardInterrupt:
         return _say("interrupted", 130)
-    except (ours.GraphError, ours.ParityError, topcoat.runtime.TopcoatError) as error:
+    except (ours.GraphError, topcoat.runtime.TopcoatError) as error:
         return _say(str(error), 1)
     except (ours.TopcoatError, topcoat.train.TopcoatError) as error:
         return _say(str(error), 2)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from topcoat.export.bundle_writer import Exported
+    from topcoat.export.engines import EngineRequest
 
 PROG = "export-engine"
 
@@ -25,6 +26,13 @@ examples:
       a super-resolution network; besides, it is proved how far its pixels look, for tiles
   export-engine mosaic.pt
       a texture; besides, it is proved that what it makes of noise repeats without a seam
+  export-engine candy.pt --fp16 --engine rtx
+      add a TensorRT engine for the GPUs that games run on (RTX 30 to 50), built without a GPU;
+      on the machine that has one, `topcoat verify candy.topcoat` compares it
+  export-engine candy.pt --fp16 --engine rtx --target sm89 --profile 1920x1080
+      the same for RTX 40 alone and for one frame size, which is faster than a range of sizes
+  export-engine candy.pt --fp16 --engine tensorrt --profile 256x256:1920x1080:3840x2160
+      an engine for the NVIDIA GPU of this machine, data-centre GPUs too; smallest, best, largest
   export-engine candy.pt -o shipped/candy-v2.topcoat --photos my_photos/ --force
       another place; compare on your photographs too; replace the bundle that is there
 
@@ -32,7 +40,12 @@ what is compared:
   PyTorch in float32 against every engine that the runtime may choose, in 8-bit steps: on
   photographs and hard frames, or, for a texture, on noise of several seeds and sizes. An engine
   that misses its gates is not used; if ONNX Runtime misses them, no bundle is written, only
-  NAME.parity.json, and the exit code is 1.
+  NAME.parity.json, and the exit code is 1. An engine for a GPU that this machine lacks is built,
+  not run; the runtime uses it once `topcoat verify` has passed where it is to run.
+
+a bundle that is there already:
+  of the same checkpoint: what you ask for is added, what it holds stays, and an engine that would
+  come out the same is not built again. Of another one: --force replaces it.
 
 afterwards:
   topcoat run photo.jpg styled.jpg --model candy.topcoat
@@ -62,6 +75,40 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="add model.fp16.onnx for GPU backends: half the size, not faster on CPUs",
     )
+    engines = top.add_argument_group("engines for NVIDIA GPUs")
+    engines.add_argument(
+        "--engine",
+        action="append",
+        choices=("rtx", "tensorrt"),
+        help="build an engine: rtx (TensorRT for RTX; no GPU needed, several generations at once) "
+        "or tensorrt (on the GPU that is to run it); may be given twice",
+    )
+    engines.add_argument(
+        "--target",
+        metavar="SM[,SM]",
+        help="rtx: GPU generations, of sm75 (RTX 20, alone), sm80, sm86 (RTX 30), sm89 (RTX 40), "
+        "sm120, sm121 (RTX 50) (default: sm80,sm86,sm89,sm120)",
+    )
+    engines.add_argument(
+        "--profile",
+        action="append",
+        default=[],
+        metavar="SIZES",
+        help="frame sizes of an engine: WxH, or MIN:OPT:MAX; may be given several times (default: "
+        "the network's smallest to a 4K result, best for 1080p)",
+    )
+    engines.add_argument(
+        "--workspace",
+        type=int,
+        metavar="MiB",
+        help="most device memory for the scratch space of a layer (default: no limit)",
+    )
+    engines.add_argument(
+        "--timing-cache",
+        type=Path,
+        metavar="FILE",
+        help="tensorrt: keep kernel timings there, so that the next build is quicker",
+    )
     top.add_argument(
         "-o",
         "--output",
@@ -80,7 +127,9 @@ def parser() -> argparse.ArgumentParser:
         "texture)",
     )
     top.add_argument(
-        "--force", action="store_true", help="replace the bundle that is at DIR; only ever a bundle"
+        "--force",
+        action="store_true",
+        help="make everything anew and replace the bundle that is at DIR; only ever a bundle",
     )
     top.add_argument(
         "--json", action="store_true", help="print the outcome as JSON; progress goes to stderr"
@@ -105,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return reader_gone()
     except KeyboardInterrupt:
         return _say("interrupted; nothing was written", 130)
-    except (ours.GraphError, ours.ParityError, topcoat.runtime.TopcoatError) as error:
+    except (ours.GraphError, topcoat.runtime.TopcoatError) as error:
         return _say(str(error), 1)
     except (ours.TopcoatError, topcoat.train.TopcoatError) as error:
         return _say(str(error), 2)
@@ -135,6 +184,8 @@ def _export(args: argparse.Namespace) -> "Exported":
         output,
         name=name,
         precisions=("fp32", "fp16") if args.fp16 else ("fp32",),
+        engines=_engines(args, "fp16" if args.fp16 else "fp32"),
+        timing_cache=args.timing_cache,
         photos=args.photos,
         force=args.force,
         progress=progress,
@@ -144,12 +195,47 @@ def _export(args: argparse.Namespace) -> "Exported":
     return exported
 
 
+def _engines(args: argparse.Namespace, precision: str) -> "list[EngineRequest]":
+    from topcoat.export._errors import EngineRequestError
+    from topcoat.export.engines import EngineRequest, parse_profile
+
+    if args.engine is None:
+        for option in ("target", "profile", "workspace", "timing_cache"):
+            if getattr(args, option) not in (None, []):
+                raise EngineRequestError(
+                    f"--{option.replace('_', '-')} is for an engine, and none was asked for; add "
+                    "--engine rtx or --engine tensorrt"
+                )
+        return []
+    if args.target is not None and "rtx" not in args.engine:
+        raise EngineRequestError(
+            "--target is for --engine rtx; a tensorrt engine is built for the GPU of this machine"
+        )
+    if args.timing_cache is not None and "tensorrt" not in args.engine:
+        raise EngineRequestError(
+            "--timing-cache is for --engine tensorrt; TensorRT for RTX times nothing when it builds"
+        )
+    targets = None if args.target is None else tuple(args.target.lower().split(","))
+    return [
+        EngineRequest(
+            engine=engine,
+            precision=precision,
+            profiles=tuple(parse_profile(text) for text in args.profile),
+            targets=targets if engine == "rtx" else None,
+            workspace=None if args.workspace is None else args.workspace << 20,
+        )
+        for engine in dict.fromkeys(args.engine)
+    ]
+
+
 def report_text(exported: "Exported") -> str:
     """The parity table, notes on engines that will not be used, and what to run next."""
-    from topcoat.export.card import parity_table, task_words
+    from topcoat.export.card import task_words
+    from topcoat.runtime.parity import parity_table
 
-    lines = ["", *parity_table(exported.report.rows), ""]
-    for row in exported.report.rows:
+    rows = () if exported.report is None else exported.report.rows
+    lines = ["", *parity_table(rows), ""] if rows else []
+    for row in rows:
         if row.status == "not run":
             lines.append(f"not run here, so not used by default: {row.engine}: {row.reason}")
         elif not row and not row.engine.required:
@@ -173,6 +259,7 @@ def report_text(exported: "Exported") -> str:
 
 def failure_line(exported: "Exported") -> str:
     """One line for an export that parity stopped."""
+    assert exported.report is not None  # a bundle that stayed as it is cannot have failed
     missed = "; ".join(
         f"{row.engine}: {', '.join(row.failures) or row.reason}"
         for row in exported.report.rows
@@ -186,8 +273,8 @@ def failure_line(exported: "Exported") -> str:
 
 def outcome(exported: "Exported") -> dict[str, Any]:
     """What ``--json`` prints: parity.json without the single frames, and where things are."""
-    report = exported.report.to_json()
-    for row in report["rows"]:
+    report = {} if exported.report is None else exported.report.to_json()
+    for row in report.get("rows", ()):
         del row["frames"]
     return {
         "name": exported.name,
@@ -195,6 +282,21 @@ def outcome(exported: "Exported") -> dict[str, Any]:
         "scale": exported.scale,
         "bundle": None if exported.bundle is None else str(exported.bundle),
         "report": str(exported.report_file),
+        "changed": exported.report is not None,
+        "engines": [
+            {
+                "kind": engine.kind,
+                "precision": engine.precision,
+                "targets": list(engine.info.targets),
+                "profiles": [str(profile) for profile in engine.info.profiles],
+                "version": engine.info.version,
+                "key": engine.info.key,
+                "bytes": len(engine.data),
+                "reused": engine.reused,
+                "reproducible": engine.reproducible,
+            }
+            for engine in exported.engines
+        ],
         **report,
     }
 

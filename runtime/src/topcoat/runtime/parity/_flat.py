@@ -5,6 +5,8 @@ Where the picture has one colour they must all come out alike: a single 8-bit st
 grid, and on a wall or a sky people see it. How many steps an engine is off says nothing of that.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from topcoat.export._errors import ParityError
-from topcoat.export.probes import Frame
+from topcoat.runtime._errors import ParityError
+from topcoat.runtime.frames import Frame
 
 _SPREAD = 0.01
 """In 8-bit steps: where the network's own pixels lie this near to each other, they are one colour.

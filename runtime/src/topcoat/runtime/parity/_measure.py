@@ -1,0 +1,331 @@
+"""Run the same frames through a reference and through every engine, and compare."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from topcoat.runtime._choice import choose
+from topcoat.runtime._errors import (
+    BackendError,
+    BackendUnavailableError,
+    DeviceLostError,
+    DeviceMemoryError,
+    FrameMemoryError,
+    FrameOutsideProfileError,
+    ParityError,
+    UnverifiedWarning,
+)
+from topcoat.runtime.backends import Backend, all_backends, default_threads, find_backend
+from topcoat.runtime.bundle import Manifest, SizeRule, Variant, read_manifest
+from topcoat.runtime.frames import Frame, fit_size
+from topcoat.runtime.model import Model
+from topcoat.runtime.parity._difference import Difference, difference
+from topcoat.runtime.parity._engines import Engine, engine_here
+from topcoat.runtime.parity._flat import areas_to_judge, flatness
+from topcoat.runtime.parity._layouts import arrangements
+from topcoat.runtime.parity._probes import ProbeFrame, profile_probes
+from topcoat.runtime.parity._report import ParityReport, ParityRow, machine, missed_gates
+
+PRIMARY = ("photographs", "noise")
+"""Groups of what networks are made for; an engine that met none of them has proved nothing."""
+
+_LARGEST = 1920 * 1088
+"""Input pixels of the largest frame of an engine's sizes that a reference is asked for where the
+bundle does not say how much memory it takes, or the system not how much there is."""
+
+
+class Reference(Protocol):
+    """The network itself: what every engine is compared with."""
+
+    @property
+    def name(self) -> str:
+        """For people, e.g. "PyTorch fp32"."""
+
+    @property
+    def scale(self) -> int:
+        """Output pixels per input pixel, along each axis."""
+
+    @property
+    def size_multiple(self) -> int:
+        """Height and width that the network itself takes are multiples of this."""
+
+    @property
+    def size_min(self) -> int:
+        """... and at least this."""
+
+    def answer(self, frame: Frame) -> NDArray[np.float32]:
+        """Answer a frame of any size; padding and cropping are the reference's own.
+
+        Args:
+            frame: (H, W, 3) or (N, H, W, 3), uint8; of a texture, a size that it makes.
+
+        Returns:
+            (N, H * scale, W * scale, 3), 0 to 255, not rounded, finite; N is 1 for one frame.
+        """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Answer:
+    """What the reference makes of a probe."""
+
+    frame: Frame | None
+    """None for a probe of the group ``tiling``, which is compared with itself."""
+    flat: NDArray[np.bool_] | None = None
+    """Which frames of a batch of flat ones it leaves flat; None for any other probe."""
+
+
+def measure_parity(
+    bundle: str | Path,
+    reference: Reference,
+    frames: Sequence[ProbeFrame],
+    engines: Sequence[Engine],
+    progress: Callable[[str], None] = lambda _: None,
+) -> ParityReport:
+    """Compare every engine of a bundle with its network, on every frame.
+
+    Args:
+        bundle: a folder that the runtime can open; its parity rows may still be missing.
+        reference: the network.
+        frames: must hold photographs, or noise for a texture; an engine that meets none of what it
+            is made for has proved nothing. One of the group ``tiling`` is compared with the
+            engine's own answer: once it is laid out otherwise, the answer must be, too. A built
+            engine is compared on those that it takes, and on frames of its own sizes.
+        engines: from :func:`engines_for`.
+        progress: is told what is being done.
+
+    Returns:
+        A report with a row per engine. An engine that cannot run on this machine has a row that
+        says so; it did not pass.
+
+    Raises:
+        ParityError: there are no engines, no photographs, or a frame without pixels.
+        BundleError: the bundle cannot be read.
+    """
+    if not engines:
+        raise ParityError("no engines to compare; give at least one")
+    if not any(probe.group in PRIMARY for probe in frames):
+        raise ParityError("no photographs and no noise to compare on; give at least one")
+    manifest = read_manifest(bundle)
+    progress(f"{reference.name} on {len(frames)} frames")
+    answers = Answers(lambda probe: answer_of(reference, probe))
+    for probe in frames:
+        answers(probe)
+    rows = []
+    for engine in engines:
+        progress(str(engine))
+        rows.append(measure_engine(manifest, engine, frames, answers, reference.name))
+    return ParityReport(rows=rows, machine=machine(), flat_judged=answers.flat_judged())
+
+
+def answer_of(reference: Reference, probe: ProbeFrame) -> Answer:
+    """Ask a reference for its answer to a probe, rounded half to even."""
+    if probe.group == "tiling":
+        return Answer(frame=None)
+    exact = reference.answer(probe.frame)
+    wanted = exact.round().clip(0, 255).astype(np.uint8)
+    return Answer(
+        frame=wanted if probe.frame.ndim == 4 else wanted[0],
+        flat=areas_to_judge(exact) if probe.group == "flat" else None,
+    )
+
+
+class Answers:
+    """A reference's answers, each asked for once."""
+
+    def __init__(self, ask: Callable[[ProbeFrame], Answer]) -> None:
+        self._ask = ask
+        self._known: dict[int, tuple[ProbeFrame, Answer]] = {}
+
+    def __call__(self, probe: ProbeFrame) -> Answer:
+        """Return the answer to a probe."""
+        # The probe is kept beside its answer, so that its id is not given to another one.
+        if id(probe) not in self._known:
+            self._known[id(probe)] = (probe, self._ask(probe))
+        return self._known[id(probe)][1]
+
+    def flat_judged(self) -> tuple[str, ...]:
+        """Return the colours of the flat frames that the reference leaves flat, ``#rrggbb``."""
+        colours = {
+            f"#{bytes(colour).hex()}": None
+            for probe, answer in self._known.values()
+            if answer.flat is not None
+            for colour in probe.frame[answer.flat][:, 0, 0]
+        }
+        return tuple(colours)
+
+
+def measure_engine(
+    manifest: Manifest,
+    engine: Engine,
+    frames: Sequence[ProbeFrame],
+    answers: Callable[[ProbeFrame], Answer],
+    reference: str,
+    *,
+    backends: Sequence[Backend] | None = None,
+    threads: int | None = None,
+) -> ParityRow:
+    """Compare one engine on every frame that it takes.
+
+    Args:
+        manifest: of the bundle.
+        engine: one of its engines.
+        frames: at least one of what the network is made for.
+        answers: gives the reference's answer to a probe.
+        reference: its name.
+        backends: those to look for the engine's in; all that this version knows if None.
+        threads: of a CPU session; None takes the runtime's default.
+    """
+    known = all_backends() if backends is None else tuple(backends)
+    variant = next(v for v in manifest.variants if v.file == engine.file)
+    offer = engine_here(engine, variant, known)
+    if isinstance(offer, str):
+        return ParityRow(engine=engine, status="not run", reason=offer)
+    backend = find_backend(engine.backend, known)
+
+    def not_run(reason: object) -> ParityRow:
+        return ParityRow(engine=engine, status="not run", reason=str(reason))
+
+    def failed(reason: object) -> ParityRow:
+        return ParityRow(
+            engine=engine, status="failed", reason=str(reason), device=offer.device, where=where
+        )
+
+    where = _where(backend, offer.device)
+    taken = _taken(manifest, variant, frames)
+    if not any(probe.group in PRIMARY for probe in taken):
+        return not_run("it takes no frame for which a reference can be had in this memory")
+    measured: list[tuple[ProbeFrame, Difference]] = []
+    try:
+        model = open_engine(manifest, engine, known, threads)
+    except BackendUnavailableError as error:
+        return not_run(error)
+    except BackendError as error:
+        # It is here and does not load: that is a result, not an accident.
+        return failed(error)
+    with model:
+        for probe in taken:
+            answer = answers(probe)
+            try:
+                measured += compare(model, probe, answer)
+            except FrameOutsideProfileError:
+                continue
+            except (DeviceMemoryError, DeviceLostError, FrameMemoryError) as error:
+                return not_run(error)
+            except (BackendError, ParityError) as error:
+                return failed(error)
+    if not any(probe.group in PRIMARY for probe, _ in measured):
+        return not_run("it was built for none of the frames that it was to be compared on")
+    missed = missed_gates(engine.compute, measured)
+    return ParityRow(
+        engine=engine,
+        status="failed" if missed else "passed",
+        frames=measured,
+        reference=reference,
+        device=offer.device,
+        where=where,
+    )
+
+
+def open_engine(
+    manifest: Manifest,
+    engine: Engine,
+    backends: Sequence[Backend] | None = None,
+    threads: int | None = None,
+) -> Model:
+    """Open one engine and no other, verified or not.
+
+    Raises:
+        BackendError: it does not load.
+        ParityError: the runtime opened another one.
+    """
+    # A bundle may hold several files for one backend and precision: only this one is offered.
+    only = tuple(variant for variant in manifest.variants if variant.file == engine.file)
+    offered = dataclasses.replace(manifest, variants=only)
+    with warnings.catch_warnings():
+        # The runtime warns that this engine was not verified: that is what happens here.
+        warnings.simplefilter("ignore", UnverifiedWarning)
+        explanation, session = choose(
+            offered,
+            all_backends() if backends is None else tuple(backends),
+            backend=engine.backend,
+            precision=engine.compute,
+            threads=default_threads() if threads is None else threads,
+            allow_unverified=True,
+        )
+    model = Model(offered, explanation, session)
+    chosen = explanation.chosen
+    came = chosen and (chosen.backend, chosen.compute, chosen.variant)
+    if came != (engine.backend, engine.compute, engine.file):
+        model.close()
+        raise ParityError(f"asked for {engine}, the runtime opened {came}")
+    return model
+
+
+def compare(
+    model: Model, probe: ProbeFrame, answer: Answer
+) -> Iterator[tuple[ProbeFrame, Difference]]:
+    """Compare a model with the reference's answer; of the group ``tiling``, with itself."""
+    candidate = model.process(probe.frame)
+    if answer.frame is None:
+        for layout in arrangements(model.manifest.size.multiple):
+            noise = np.ascontiguousarray(layout.arrange(probe.frame))
+            wanted = layout.arrange(candidate)
+            named = dataclasses.replace(probe, name=f"{probe.name}, {layout.name}", frame=noise)
+            yield named, difference(wanted, model.process(noise))
+        return
+    found = difference(answer.frame, candidate)
+    if answer.flat is not None:
+        found = dataclasses.replace(found, flat=flatness(probe.frame, candidate, answer.flat))
+    yield probe, found
+
+
+def _taken(
+    manifest: Manifest, variant: Variant, frames: Sequence[ProbeFrame]
+) -> Sequence[ProbeFrame]:
+    """Leave out what an engine was not built for, and add what it was built for."""
+    rule = manifest.size
+    inside = [probe for probe in frames if _fits(probe, rule)]
+    if variant.engine is None:
+        return inside
+    profiles = variant.engine.profiles
+
+    def holds(probe: ProbeFrame) -> bool:
+        height, width = probe.frame.shape[-3:-1]
+        fitted = fit_size(height, width, rule)
+        return any(profile.holds(*fitted) for profile in profiles)
+
+    photographs = [p for p in frames if p.group == "photographs" and p.frame.ndim == 3]
+    return [
+        *(probe for probe in inside if holds(probe)),
+        *profile_probes(profiles, photographs, lambda h, w: affordable(manifest, h, w)),
+    ]
+
+
+def _fits(probe: ProbeFrame, rule: SizeRule) -> bool:
+    return rule.max is None or max(probe.frame.shape[-3:-1]) <= rule.max
+
+
+def affordable(manifest: Manifest, height: int, width: int) -> bool:
+    """Say whether half of the available memory holds a network's work on a frame of this size."""
+    from topcoat.runtime._memory import available_memory
+
+    free, needed = available_memory(), manifest.memory_per_pixel
+    if free is None or needed is None:
+        return height * width <= _LARGEST
+    return height * width * needed <= free // 2
+
+
+def _where(backend: Backend, device: str | None) -> dict[str, str]:
+    """Name the device that a backend runs on, for the record; {} for a processor."""
+    if device is None:
+        return {}
+    facts = getattr(backend, "device_facts", None)
+    return {"library": backend.version(), **({} if facts is None else facts())}
