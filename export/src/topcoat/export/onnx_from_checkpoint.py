@@ -26,10 +26,20 @@ Precision: TypeAlias = Literal["fp32", "fp16"]
 OPSET = 20
 """The exporter's own; a lower number is silently ignored by it, a higher one buys nothing here."""
 
-OUTPUT_NAMES = {"style": "styled", "super-resolution": "enlarged", "texture": "texture"}
+OUTPUT_NAMES = {
+    "style": "styled",
+    "super-resolution": "enlarged",
+    "texture": "texture",
+    "restoration": "restored",
+}
 """Task -> name of the graph's output."""
 
-INPUT_NAMES = {"style": "frame", "super-resolution": "frame", "texture": "noise"}
+INPUT_NAMES = {
+    "style": "frame",
+    "super-resolution": "frame",
+    "texture": "noise",
+    "restoration": "frame",
+}
 """Task -> name of the graph's input."""
 
 _DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16}

@@ -6,55 +6,22 @@ of it, and what is known of its origin. A further kind of file is one module tha
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import onnx
-
-from topcoat.export.onnx_from_checkpoint import Precision, onnx_from_network
+from topcoat.export.onnx_from_checkpoint import onnx_from_network
+from topcoat.export.sources import fast_neural_style, spandrel_network
+from topcoat.export.sources._source import Source, SourceError
+from topcoat.export.sources.weights_file import (
+    WANTED,
+    read_weights_file,
+    refuse_unsuitable,
+    state_dict_of,
+)
 from topcoat.train import Checkpoint, load_checkpoint
-from topcoat.train.networks import FrameNetwork
+from topcoat.train.checkpoint import FORMAT
 from topcoat.train.pictures import file_sha256
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
-    """A network, and what the bundle's manifest and card say of it."""
-
-    network: FrameNetwork
-    """The reference that every engine is compared with: float32, evaluation mode, on the CPU."""
-    task: str
-    """``style``, ``super-resolution`` or ``texture``."""
-    name: str
-    """Of the network's architecture, e.g. ``johnson``."""
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    """... and what it was built with."""
-    parameters: int
-    """Number of trained values."""
-    to_onnx: Callable[[Precision], onnx.ModelProto]
-    """Make the graph of the frame contract, as :func:`onnx_from_network` does."""
-    sha256: str | None = None
-    """Of the file that it was read from."""
-    recipe: Mapping[str, Any] = field(default_factory=dict)
-    """How it was trained, as the checkpoint says; empty for a network from elsewhere."""
-    step: int | None = None
-    style: Mapping[str, Any] = field(default_factory=dict)
-    history: Sequence[Mapping[str, float]] = ()
-    notes: Sequence[str] = ()
-    """Sentences for the card, e.g. where a network from elsewhere comes from."""
-
-    def origin(self) -> dict[str, Any]:
-        """What the manifest's ``checkpoint`` holds."""
-        origin: dict[str, Any] = {
-            "network": {"name": self.name, "settings": dict(self.settings)},
-        }
-        if self.step is not None:
-            origin = {"step": self.step, "recipe": self.recipe.get("name"), **origin}
-        if self.sha256 is not None:
-            origin["sha256"] = self.sha256
-        return origin
+__all__ = ["Source", "SourceError", "open_source", "source_from_checkpoint"]
 
 
 def source_from_checkpoint(checkpoint: Checkpoint, sha256: str | None = None) -> Source:
@@ -86,9 +53,40 @@ def source_from_checkpoint(checkpoint: Checkpoint, sha256: str | None = None) ->
 def open_source(path: str | os.PathLike[str]) -> Source:
     """Read a file that holds a network; nothing in it is executed.
 
+    Args:
+        path: a checkpoint of Topcoat's, or weights of a network that docs/models.md lists.
+
     Raises:
-        topcoat.train.CheckpointError: it holds no network that is known, and the text says why.
+        SourceError: it holds no network that is known, or one that cannot become a bundle; the
+            text says why, and what to do.
+        topcoat.train.CheckpointError: it is a checkpoint of Topcoat's that cannot be used, a
+            folder, or not there.
     """
     path = Path(path)
-    checkpoint = load_checkpoint(path)
-    return source_from_checkpoint(checkpoint, file_sha256(path))
+    if not path.is_file():
+        return source_from_checkpoint(load_checkpoint(path))  # which says what is wrong
+    content = read_weights_file(path)
+    sha256 = file_sha256(path)
+    if isinstance(content, dict) and content.get("format") == FORMAT:
+        return source_from_checkpoint(load_checkpoint(path), sha256)
+    weights = state_dict_of(content)
+    if weights is None:
+        raise SourceError(f"{path} holds values, but no weights of one network; {WANTED}")
+    refuse_unsuitable(path, weights)
+    for recognise in (fast_neural_style.recognise, spandrel_network.recognise):
+        source = recognise(path, weights, sha256)
+        if source is not None:
+            return source
+    keys = ", ".join(list(weights)[:3])
+    near = spandrel_network.nearest(weights)
+    if near is not None:
+        raise SourceError(f"{path} looks like a network of the kind {near}; get the whole file")
+    more = (
+        "none of the architectures that Topcoat and spandrel know has such keys"
+        if spandrel_network.installed()
+        else f"more architectures are known after {spandrel_network.EXTRA}"
+    )
+    raise SourceError(
+        f"{path} holds another project's weights ({len(weights)} keys: {keys}, …), and {more}; "
+        "export the network to ONNX with the code that it was trained with, and give that"
+    )

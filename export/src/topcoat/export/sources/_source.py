@@ -1,0 +1,57 @@
+"""What every kind of file becomes: a network, and what is known of its origin."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import onnx
+
+from topcoat.export._errors import TopcoatError
+from topcoat.export.onnx_from_checkpoint import Precision
+from topcoat.train.networks import FrameNetwork
+
+
+class SourceError(TopcoatError, ValueError):
+    """A file holds no network that can become a bundle."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """A network, and what the bundle's manifest and card say of it."""
+
+    network: FrameNetwork
+    """The reference that every engine is compared with: float32, evaluation mode, on the CPU."""
+    task: str
+    """``style``, ``super-resolution``, ``texture`` or ``restoration``."""
+    name: str
+    """Of the network's architecture, e.g. ``johnson``."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """... and what it was built with."""
+    parameters: int
+    """Number of trained values."""
+    to_onnx: Callable[[Precision], onnx.ModelProto]
+    """Make the graph of the frame contract, as :func:`onnx_from_network` does."""
+    sha256: str | None = None
+    """Of the file that it was read from."""
+    kind: str | None = None
+    """Whose file it is, if not Topcoat's: ``fast-neural-style``, ``spandrel`` or ``onnx``."""
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    """How it was trained, as the checkpoint says; empty for a network from elsewhere."""
+    step: int | None = None
+    style: Mapping[str, Any] = field(default_factory=dict)
+    history: Sequence[Mapping[str, float]] = ()
+    notes: Sequence[str] = ()
+    """Sentences for the card, e.g. where a network from elsewhere comes from."""
+
+    def origin(self) -> dict[str, Any]:
+        """What the manifest's ``checkpoint`` holds."""
+        origin: dict[str, Any] = {
+            "network": {"name": self.name, "settings": dict(self.settings)},
+        }
+        if self.kind is not None:
+            origin = {"kind": self.kind, **origin, "notes": list(self.notes)}
+        if self.step is not None:
+            origin = {"step": self.step, "recipe": self.recipe.get("name"), **origin}
+        if self.sha256 is not None:
+            origin["sha256"] = self.sha256
+        return origin
