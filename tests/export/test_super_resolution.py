@@ -25,6 +25,7 @@ from topcoat.export.golden import golden
 from topcoat.export.onnx_from_checkpoint import Precision
 from topcoat.export.parity import difference, reference_frame
 from topcoat.export.probes import Frame, ProbeFrame, bundled_photographs
+from topcoat.export.sources import source_from_checkpoint
 from topcoat.runtime.backends.onnxruntime import import_onnxruntime
 from topcoat.runtime.backends.openvino import import_openvino
 from topcoat.train import Checkpoint, save_checkpoint
@@ -217,7 +218,9 @@ def test_the_card_of_another_recipe_says_so(enlarging: ExportedBundle) -> None:
 
     def card(**recipe: Any) -> str:  # noqa: ANN401 - recipe fields are of many types
         changed = replace(checkpoint, recipe={**checkpoint.recipe, **recipe})
-        return card_markdown(enlarging.manifest, nothing_compared, changed)
+        return card_markdown(
+            enlarging.manifest, nothing_compared, source_from_checkpoint(changed)
+        )
 
     assert "not blurred before" in card(blur=0)
     assert "| Trained on | not recorded |" in card(blur=None)

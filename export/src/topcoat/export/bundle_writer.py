@@ -4,53 +4,48 @@ Whatever happens on the way (a failed comparison, Ctrl-C, a full disk, a kill), 
 holds either what was there before or the complete, proved bundle.
 """
 
-import contextlib
-import importlib.metadata
-import json
+import hashlib
 import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import onnx
 import torch
 from PIL import Image
 
 import topcoat.runtime
-from topcoat.export._errors import (
-    BundleNameError,
-    OutputError,
-    PhotographError,
-    WeightsError,
+from topcoat.export._errors import BundleNameError, PhotographError, WeightsError
+from topcoat.export._staging import (
+    check_place,
+    put_in_place,
+    staged,
+    write_json,
+    write_json_atomically,
 )
 from topcoat.export.card import card_markdown, degradation_blur
+from topcoat.export.engines import (
+    BuiltEngine,
+    EngineRequest,
+    Library,
+    build_engine,
+    find_library,
+    key_of,
+)
+from topcoat.export.engines.reuse import Earlier, earlier_bundle
 from topcoat.export.golden import golden, golden_texture
 from topcoat.export.halo import prove_halo
+from topcoat.export.manifest import Part, identity, made_by, manifest_of
 from topcoat.export.memory import memory_per_pixel
-from topcoat.export.onnx_from_checkpoint import (
-    INPUT_NAMES,
-    OPSET,
-    OUTPUT_NAMES,
-    Precision,
-)
-from topcoat.export.parity import (
-    ParityReport,
-    ParityRow,
-    engines_for,
-    measure_parity,
-)
+from topcoat.export.onnx_from_checkpoint import OUTPUT_NAMES, Precision
+from topcoat.export.parity import ParityReport, measure_parity
 from topcoat.export.probes import bundled_photographs, noise_probes, probe_frames
 from topcoat.export.sources import Source, source_from_checkpoint
 from topcoat.export.tiling import prove_tiling, takes_noise
+from topcoat.runtime.bundle import ENGINE_KINDS
+from topcoat.runtime.parity import engines_for
 from topcoat.train import Checkpoint
 from topcoat.train.networks import FrameNetwork
-from topcoat.train.pictures import file_sha256
-
-FORMAT = "topcoat-bundle"
-FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +56,9 @@ class Exported:
     """None if parity failed: then nothing was written but the report."""
     report_file: Path
     """parity.json inside the bundle, or ``NAME.parity.json`` beside the place it did not get."""
-    report: ParityReport
+    report: ParityReport | None
+    """None if nothing was done, because the bundle that was there held all of it."""
+    engines: Sequence[BuiltEngine] = ()
     name: str
     task: str
     scale: int
@@ -76,19 +73,29 @@ def export_bundle(
     *,
     name: str | None = None,
     precisions: Sequence[Precision] = ("fp32",),
+    engines: Sequence[EngineRequest] = (),
+    timing_cache: str | os.PathLike[str] | None = None,
     photos: str | os.PathLike[str] | None = None,
     force: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Exported:
     """Turn a checkpoint into a bundle of engines, each compared with the network.
 
+    Where a bundle of the same checkpoint, made by the same versions, lies at ``output``, what is
+    asked for is added to it: its models and engines stay, an engine whose key is the same is not
+    built again, and if nothing is missing, nothing is done.
+
     Args:
         source: a trained network.
         output: the bundle's folder, usually ``NAME.topcoat``.
         name: what the bundle is called; the folder's name without suffix if None.
         precisions: ``fp32``, which every CPU backend needs, and ``fp16`` for GPU backends.
+        engines: TensorRT engines to build from these models. One that this machine cannot run is
+            compared where it runs, by ``topcoat verify``.
+        timing_cache: for ``tensorrt`` engines, see :func:`topcoat.export.engines.build_engine`.
         photos: a folder of photographs to compare on besides the bundled ones; not for a texture.
-        force: replace a bundle that lies at ``output``; anything else there is never touched.
+        force: make everything anew and replace whatever bundle lies at ``output``; anything else
+            there is never touched.
         progress: is told, in a few words, what is being done.
 
     Returns:
@@ -103,6 +110,9 @@ def export_bundle(
             the checkpoint names.
         GraphError: the graph breaks the frame contract, the network's ``halo`` is too small, or its
             textures show a seam.
+        EngineRequestError: an engine's sizes do not fit the network.
+        EngineLibraryError: the library that builds an engine cannot be used here.
+        EngineBuildError: it refuses the model.
         topcoat.train.CheckpointError: the weights do not fit the network.
     """
     if "fp32" not in precisions:
@@ -111,12 +121,21 @@ def export_bundle(
     name = checked_name(name if name is not None else place.name.removesuffix(".topcoat"))
     if place.is_symlink():
         place = place.resolve()
-    _check_place(place, force=force)
     if isinstance(source, Checkpoint):
         source = source_from_checkpoint(source)
+    earlier = None if force else _earlier(place, source, name)
+    check_place(place, force=force or earlier is not None)
     network = source.network
     _check_weights(network)
     _check_task(source)
+    requests = [request.settled(network) for request in engines]
+    libraries = {name: find_library(name) for name in {str(r.engine) for r in requests}}
+    if earlier is not None:
+        if photos is None and _holds(earlier, precisions, requests, libraries):
+            progress("nothing to do: the bundle there holds all of it")
+            return _as_it_is(place, earlier, source)
+        progress(f"adding to the bundle of the same network at {place.name}")
+        precisions = _united(precisions, earlier)
     texture = takes_noise(network)
     if texture and photos is not None:
         raise PhotographError(
@@ -129,31 +148,53 @@ def export_bundle(
         else probe_frames(network.size_min, photos, progress, scale=network.scale)
     )
 
-    with _staged(place) as stage:
+    with staged(place) as stage:
         if texture:
             progress("seams: does a texture repeat without one?")
             prove_tiling(network)
         elif network.halo is not None:
             progress(f"tiles: does an output pixel look no further than {network.halo} pixels?")
             prove_halo(network)
-        files: dict[str, str] = {}
-        for precision in precisions:
-            files[precision] = f"model.{precision}.onnx"
-            progress(f"ONNX, {precision}, opset {OPSET}")
-            model = source.to_onnx(precision)
-            _write_model(stage / files[precision], model)
+        models: dict[str, bytes] = {}
+        parts = []
+        for precision in dict.fromkeys([*precisions, *(r.precision for r in requests)]):
+            progress(f"ONNX, {precision}")
+            model = source.to_onnx(cast("Precision", precision))
+            models[precision] = model.SerializeToString(deterministic=True)
             if precision == "fp32":
                 memory = memory_per_pixel(model, network.size_multiple, network.size_min)
-        draft = _manifest(source, name, memory, stage, files, ())
-        _write_json(stage / "manifest.json", draft)  # so that the runtime can open it at all
+            if precision in precisions:
+                part = Part(
+                    file=f"model.{precision}.onnx",
+                    precision=precision,
+                    opset=next(o.version for o in model.opset_import if o.domain == ""),
+                )
+                (stage / part.file).write_bytes(models[precision])
+                parts.append(part)
+        built = [
+            _engine(request, models, libraries, earlier, timing_cache, progress)
+            for request in requests
+        ]
+        if earlier is not None:
+            built += earlier.others(built, models)
+        for engine in built:
+            part = Part(
+                file=_engine_file(engine), precision=engine.precision, opset=None, engine=engine
+            )
+            (stage / part.file).write_bytes(engine.data)
+            parts.append(part)
+        draft = manifest_of(source, name, memory, stage, parts, ())
+        write_json(stage / "manifest.json", draft)  # so that the runtime can open it at all
 
-        report = measure_parity(stage, network, frames, engines_for(files), progress)
+        compared = engines_for(topcoat.runtime.read_manifest(stage).variants)
+        report = measure_parity(stage, network, frames, compared, progress)
 
         def exported(bundle: Path | None, report_file: Path) -> Exported:
             return Exported(
                 bundle=bundle,
                 report_file=report_file,
                 report=report,
+                engines=tuple(built),
                 name=name,
                 task=source.task,
                 scale=network.scale,
@@ -161,21 +202,109 @@ def export_bundle(
 
         if not report:
             report_file = place.with_name(f"{place.name.removesuffix('.topcoat')}.parity.json")
-            _write_json_atomically(report_file, report.to_json())
+            write_json_atomically(report_file, report.to_json())
             return exported(None, report_file)
 
-        _write_json(stage / "parity.json", report.to_json())
+        write_json(stage / "parity.json", report.to_json())
         pictures = _write_pictures(stage, network, source.recipe)
-        manifest = _manifest(source, name, memory, stage, files, report.rows)
+        manifest = manifest_of(source, name, memory, stage, parts, report.rows)
+        if earlier is not None:
+            _keep_rows(manifest, earlier)
         card = card_markdown(manifest, report, source)
         (stage / "card.md").write_text(card, encoding="utf-8")
         manifest["files"] = {
-            extra: _identity(stage / extra) for extra in ("card.md", *pictures, "parity.json")
+            extra: identity(stage / extra) for extra in ("card.md", *pictures, "parity.json")
         }
-        _write_json(stage / "manifest.json", manifest)
+        write_json(stage / "manifest.json", manifest)
         topcoat.runtime.verify_files(stage)
-        _put_in_place(stage, place, force=force)
+        put_in_place(stage, place, force=force or earlier is not None)
     return exported(place, place / "parity.json")
+
+
+def _earlier(place: Path, source: Source, name: str) -> Earlier | None:
+    """The bundle that is at the place already, if it is one of the same network by that name."""
+    if source.sha256 is None or not place.is_dir():
+        return None
+    found = earlier_bundle(place)
+    if found is None or (found.manifest.name, dict(found.manifest.made_by)) != (name, made_by()):
+        return None
+    return found if found.manifest.checkpoint.get("sha256") == source.sha256 else None
+
+
+def _holds(
+    earlier: Earlier,
+    precisions: Sequence[str],
+    requests: Sequence[EngineRequest],
+    libraries: Mapping[str, Library],
+) -> bool:
+    if not set(precisions) <= set(earlier.models):
+        return False
+    for request in requests:
+        model = earlier.model_of(request.precision)
+        if (
+            model is None
+            or key_of(request, model, libraries[request.engine]) not in earlier.engines
+        ):
+            return False
+    return True
+
+
+def _as_it_is(place: Path, earlier: Earlier, source: Source) -> Exported:
+    return Exported(
+        bundle=place,
+        report_file=place / "parity.json",
+        report=None,
+        engines=tuple(earlier.engines.values()),
+        name=earlier.manifest.name,
+        task=source.task,
+        scale=source.network.scale,
+    )
+
+
+def _united(precisions: Sequence[Precision], earlier: Earlier) -> list[Precision]:
+    return list(dict.fromkeys([*precisions, *(cast("Precision", p) for p in earlier.models)]))
+
+
+def _engine(
+    request: EngineRequest,
+    models: Mapping[str, bytes],
+    libraries: Mapping[str, Library],
+    earlier: Earlier | None,
+    timing_cache: str | os.PathLike[str] | None,
+    progress: Callable[[str], None],
+) -> BuiltEngine:
+    library, model = libraries[request.engine], models[request.precision]
+    where = ", ".join(library.targets(request))
+    what = f"engine, {request.engine} {request.precision}, {request.profiles[0]}"
+    if more := len(request.profiles) - 1:
+        what += f" and {more} more profile{'s' * (more > 1)}"
+    key = key_of(request, hashlib.sha256(model).hexdigest(), library)
+    if earlier is not None and key in earlier.engines:
+        progress(f"{what}: taken from the bundle that is there")
+        return earlier.engines[key]
+    progress(f"{what}, for {where}")
+    built = build_engine(model, request, library, timing_cache=timing_cache, progress=progress)
+    progress(f"{what}: {len(built.data) / 1e6:.1f} MB in {built.seconds:.1f} s")
+    for warning in built.warnings:
+        progress(f"  {request.engine} warns: {' '.join(warning.split())}")
+    return built
+
+
+def _engine_file(engine: BuiltEngine) -> str:
+    return f"{engine.kind}.{engine.precision}.{engine.info.key[:8]}.engine"
+
+
+def _keep_rows(manifest: Mapping[str, Any], earlier: Earlier) -> None:
+    """Keep what was measured on other machines of engines that were taken over as they are."""
+    for variant in manifest["variants"]:
+        if variant["kind"] not in ENGINE_KINDS:
+            continue
+        now = {(row["backend"], row["compute"], row.get("device")) for row in variant["parity"]}
+        variant["parity"] += [
+            row
+            for row in earlier.rows(variant["engine"]["key"])
+            if (row["backend"], row["compute"], row.get("device")) not in now
+        ]
 
 
 def checked_name(name: str) -> str:
@@ -194,93 +323,6 @@ def checked_name(name: str) -> str:
             f"a bundle cannot be called {name!r}; use letters, digits, '-', '_' and inner dots"
         )
     return name
-
-
-def _manifest(
-    source: Source,
-    name: str,
-    memory: int,
-    stage: Path,
-    files: Mapping[str, str],
-    rows: Sequence[ParityRow],
-) -> dict[str, Any]:
-    network = source.network
-    return {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "name": name,
-        "task": source.task,
-        "scale": network.scale,
-        "channels": 3,
-        "size": {
-            "multiple": network.size_multiple,
-            "min": network.size_min,
-            "max": None,
-            "pad": "edge",
-            # The edges of a texture meet: no part of it can be made by itself.
-            "halo": None if takes_noise(network) else network.halo,
-        },
-        "memory_per_pixel": memory,
-        "made_by": {
-            "topcoat-export": importlib.metadata.version("topcoat-export"),
-            "torch": torch.__version__,
-            "onnx": onnx.__version__,
-        },
-        "checkpoint": source.origin(),
-        "variants": [
-            {
-                "file": file,
-                **_identity(stage / file),
-                "kind": "onnx",
-                "precision": precision,
-                "opset": OPSET,
-                "input": {
-                    "name": INPUT_NAMES[source.task],
-                    "dtype": "uint8",
-                    "layout": "NHWC",
-                },
-                "output": {
-                    "name": OUTPUT_NAMES[source.task],
-                    "dtype": "uint8",
-                    "layout": "NHWC",
-                },
-                "parity": [
-                    _parity_entry(row)
-                    for row in rows
-                    if row.engine.file == file and row.status != "not run"
-                ],
-                "parity_not_run": [
-                    {
-                        "backend": row.engine.backend,
-                        "compute": row.engine.compute,
-                        "reason": row.reason,
-                    }
-                    for row in rows
-                    if row.engine.file == file and row.status == "not run"
-                ],
-            }
-            for precision, file in files.items()
-        ],
-        "files": {},
-    }
-
-
-def _parity_entry(row: ParityRow) -> dict[str, Any]:
-    """What the runtime asks before it uses an engine, and shows; parity.json has the rest."""
-    group = "noise" if "noise" in row.groups else "photographs"
-    found = row.groups.get(group)
-    shown = ("max_steps", "psnr_db", "changed", "within_4_steps")
-    return {
-        "backend": row.engine.backend,
-        "compute": row.engine.compute,
-        "passed": bool(row),
-        # A PSNR without difference is infinite, which JSON cannot say: the key is left out.
-        group: {
-            name: value
-            for name, value in (found.to_json() if found else {}).items()
-            if name in shown and value is not None
-        },
-    }
 
 
 def _check_weights(network: FrameNetwork) -> None:
@@ -314,102 +356,6 @@ def _check_task(source: Source) -> None:
         )
 
 
-def _check_place(place: Path, *, force: bool) -> None:
-    """Refuse early, before minutes of work, what would be refused at the end."""
-    if not place.exists():
-        return
-    if not place.is_dir():
-        raise OutputError(f"{place} is a file; give a folder name such as {place.stem}.topcoat")
-    present = {path.name for path in place.iterdir()}
-    if not present:
-        return
-    own = _files_of_bundle(place)
-    if own is None:
-        raise OutputError(
-            f"{place} exists and is not a bundle, so it is left alone; "
-            f"give another name, such as {place / 'NAME.topcoat'}"
-        )
-    if foreign := sorted(present - own):
-        raise OutputError(
-            f"{place} holds {', '.join(foreign[:3])}, which no export wrote, so it is left alone; "
-            "move that away or give another name"
-        )
-    if not force:
-        raise OutputError(f"{place} is there already; replace it with --force, or give -o")
-
-
-def _files_of_bundle(folder: Path) -> set[str] | None:
-    """Names that a bundle's manifest lists, or None if the folder is no bundle."""
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        if manifest["format"] != FORMAT:
-            return None
-        models = {variant["file"] for variant in manifest["variants"]}
-        return {"manifest.json", *models, *manifest["files"]}
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-@contextlib.contextmanager
-def _staged(place: Path) -> Iterator[Path]:
-    """A folder beside ``place``, on the same file system, that disappears if it is not used."""
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        stage = Path(tempfile.mkdtemp(prefix=f".{place.name}.", suffix=".part", dir=place.parent))
-    except OSError as error:
-        raise OutputError(
-            f"cannot write to {place.parent}: {error.strerror}; give another place with -o"
-        ) from None
-    try:
-        yield stage
-    except OSError as error:
-        # A broken pipe comes from whoever is told of the progress, not from the disk.
-        if isinstance(error, OutputError | BrokenPipeError) or error.errno is None:
-            raise
-        raise OutputError(
-            f"cannot write {place}: {error.strerror}; make room or give another place with -o"
-        ) from None
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
-
-
-def _put_in_place(stage: Path, place: Path, *, force: bool) -> None:
-    for path in stage.iterdir():
-        path.chmod(0o644)
-        _sync(path)
-    stage.chmod(0o755)  # mkdtemp's folders are private
-    _sync(stage)
-    _check_place(place, force=force)  # minutes have passed
-    if not place.exists() or not any(place.iterdir()):
-        stage.replace(place)
-    else:
-        # No system renames over a folder that holds something. Killed between the two renames,
-        # the old bundle is whole under its hidden name.
-        old = stage.with_suffix(".old")
-        place.replace(old)
-        try:
-            stage.replace(place)
-        except BaseException:
-            old.replace(place)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
-    _sync(place.parent)
-
-
-def _sync(path: Path) -> None:
-    # Some file systems cannot flush a folder; the files themselves are safe then all the same.
-    with contextlib.suppress(OSError):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _write_model(path: Path, model: onnx.ModelProto) -> None:
-    path.write_bytes(model.SerializeToString(deterministic=True))
-
-
 def _write_pictures(stage: Path, network: FrameNetwork, recipe: Mapping[str, Any]) -> list[str]:
     """A frame and PyTorch's answer to it: what an embedder tests their own code with."""
     if takes_noise(network):
@@ -425,26 +371,3 @@ def _write_pictures(stage: Path, network: FrameNetwork, recipe: Mapping[str, Any
     for name, picture in pictures.items():
         Image.fromarray(picture).save(stage / name, optimize=True)
     return list(pictures)
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json_text(content), encoding="utf-8")
-
-
-def json_text(content: Mapping[str, Any]) -> str:
-    """JSON as this project writes it: indented, strict (no NaN), ending in a newline."""
-    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _write_json_atomically(path: Path, content: Mapping[str, Any]) -> None:
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        temporary.write_text(json_text(content), encoding="utf-8")
-        _sync(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _identity(path: Path) -> dict[str, Any]:
-    return {"sha256": file_sha256(path), "bytes": path.stat().st_size}
