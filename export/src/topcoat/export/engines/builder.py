@@ -202,28 +202,30 @@ def _run_worker(
     folder: Path, request: EngineRequest, progress: Callable[[str], None]
 ) -> dict[str, Any]:
     environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
-    process = subprocess.Popen(
-        [sys.executable, "-I", str(_WORKER)],
-        cwd=folder,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=(folder / "stderr").open("wb"),
-        text=True,
-        errors="replace",
-    )
-    try:
-        assert process.stdout is not None
-        told = time.monotonic()
-        for line in process.stdout:
-            if time.monotonic() - told > 2:  # a long build counts thousands of steps
-                told = time.monotonic()
-                progress(line.strip())
-        code = process.wait()
-    except BaseException:  # Ctrl-C must not leave a builder behind
-        process.kill()
-        process.wait()
-        raise
+    with (
+        (folder / "stderr").open("wb") as stderr,
+        subprocess.Popen(
+            [sys.executable, "-I", str(_WORKER)],
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            errors="replace",
+        ) as process,
+    ):
+        try:
+            assert process.stdout is not None
+            told = time.monotonic()
+            for line in process.stdout:
+                if time.monotonic() - told > 2:  # a long build counts thousands of steps
+                    told = time.monotonic()
+                    progress(line.strip())
+            code = process.wait()
+        except BaseException:  # Ctrl-C must not leave a builder behind
+            process.kill()
+            raise
     report = folder / "report.json"
     if code or not report.exists():
         said = (folder / "stderr").read_text(errors="replace").strip().splitlines()
