@@ -31,6 +31,7 @@ OUTPUT_NAMES = {
     "super-resolution": "enlarged",
     "texture": "texture",
     "restoration": "restored",
+    "image-to-image": "output",
 }
 """Task -> name of the graph's output."""
 
@@ -39,6 +40,7 @@ INPUT_NAMES = {
     "super-resolution": "frame",
     "texture": "noise",
     "restoration": "frame",
+    "image-to-image": "frame",
 }
 """Task -> name of the graph's input."""
 

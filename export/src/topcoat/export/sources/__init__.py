@@ -10,7 +10,9 @@ from pathlib import Path
 
 from topcoat.export.onnx_from_checkpoint import onnx_from_network
 from topcoat.export.sources import fast_neural_style, spandrel_network
+from topcoat.export.sources._onnx_graph import ChannelOrder, ValueRange
 from topcoat.export.sources._source import Source, SourceError
+from topcoat.export.sources.onnx_file import open_onnx
 from topcoat.export.sources.weights_file import (
     WANTED,
     read_weights_file,
@@ -50,11 +52,20 @@ def source_from_checkpoint(checkpoint: Checkpoint, sha256: str | None = None) ->
     )
 
 
-def open_source(path: str | os.PathLike[str]) -> Source:
+def open_source(
+    path: str | os.PathLike[str],
+    *,
+    value_range: ValueRange | None = None,
+    channel_order: ChannelOrder | None = None,
+) -> Source:
     """Read a file that holds a network; nothing in it is executed.
 
     Args:
-        path: a checkpoint of Topcoat's, or weights of a network that docs/models.md lists.
+        path: a checkpoint of Topcoat's, weights of a network that docs/models.md lists, or an ONNX
+            file that turns one picture into one.
+        value_range: of an ONNX file: what white is at its input, 1 or 255; None: as the file says,
+            or as running it shows.
+        channel_order: of an ONNX file: ``rgb`` or ``bgr``; None: as the file says, otherwise RGB.
 
     Raises:
         SourceError: it holds no network that is known, or one that cannot become a bundle; the
@@ -65,6 +76,15 @@ def open_source(path: str | os.PathLike[str]) -> Source:
     path = Path(path)
     if not path.is_file():
         return source_from_checkpoint(load_checkpoint(path))  # which says what is wrong
+    if path.suffix.lower() == ".onnx":
+        return open_onnx(
+            path, file_sha256(path), value_range=value_range, channel_order=channel_order
+        )
+    if value_range is not None or channel_order is not None:
+        raise SourceError(
+            f"{path} is no ONNX file (.onnx): the range and the order of the colours of all other "
+            "kinds are known; leave out --range and --channel-order"
+        )
     content = read_weights_file(path)
     sha256 = file_sha256(path)
     if isinstance(content, dict) and content.get("format") == FORMAT:

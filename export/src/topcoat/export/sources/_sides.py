@@ -42,3 +42,36 @@ def smallest_side(answers: Callable[[int, int], bool], multiple: int, least: int
         else:
             failed = middle
     return count * multiple
+
+
+_FROM, _MOST_MULTIPLE = 64, 64
+
+
+def size_rule(answers: Callable[[int, int], bool]) -> tuple[int, int] | None:
+    """Find the multiple that sides must be of, and the smallest side.
+
+    Square frames are tried from 64 pixels on: the distance of the first two sides that work is the
+    multiple.
+
+    Args:
+        answers: (height, width) -> whether such a frame is answered as it should be.
+
+    Returns:
+        (multiple, smallest side); None if no such rule up to multiples of 64 explains what works.
+
+    >>> size_rule(lambda height, width: height % 4 == width % 4 == 0 and min(height, width) > 9)
+    (4, 12)
+    """
+    working: list[int] = []
+    for side in range(_FROM, _FROM + 2 * _MOST_MULTIPLE):
+        if answers(side, side):
+            working.append(side)
+            if len(working) == 2:
+                break
+    if len(working) < 2:
+        return None
+    multiple = working[1] - working[0]
+    if working[0] % multiple or not answers(working[1] + multiple, working[0]):
+        return None
+    least = smallest_side(answers, multiple)
+    return None if least is None else (multiple, least)
