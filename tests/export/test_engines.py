@@ -5,6 +5,7 @@ import json
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -128,21 +129,16 @@ def test_a_key_changes_with_everything_that_an_engine_is_made_from() -> None:
     base = EngineRequest(engine="rtx", precision="fp16", profiles=(STATIC,), targets=("sm89",))
     model = hashlib.sha256(b"a model").hexdigest()
     keys = [key_of(base, model, RTX), key_of(base, hashlib.sha256(b"other").hexdigest(), RTX)]
-    for change in (
-        {"precision": "bf16"},
-        {"profiles": (DYNAMIC,)},
-        {"profiles": (STATIC, DYNAMIC)},
-        {"targets": ("sm86",)},
-        {"workspace": 1 << 28},
-    ):
-        values = {
-            "engine": "rtx",
-            "precision": base.precision,
-            "profiles": base.profiles,
-            "targets": base.targets,
-            **change,
-        }
-        keys.append(key_of(EngineRequest(**values), model, RTX))
+    keys += [
+        key_of(changed, model, RTX)
+        for changed in (
+            replace(base, precision="bf16"),
+            replace(base, profiles=(DYNAMIC,)),
+            replace(base, profiles=(STATIC, DYNAMIC)),
+            replace(base, targets=("sm86",)),
+            replace(base, workspace=1 << 28),
+        )
+    ]
     newer = Library(engine="rtx", version="1.8.0.1", device=None, driver=None)
     keys.append(key_of(base, model, newer))
     here = EngineRequest(engine="tensorrt", precision="fp16", profiles=(STATIC,))
@@ -216,7 +212,7 @@ def test_bindings_without_their_library_are_explained(
     broken = tmp_path / "tensorrt.py"
     broken.write_text("raise ImportError('libnvonnxparser.so.11: cannot open shared object file')")
     monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(EngineLibraryError, match="libnvonnxparser.*install it whole"):
+    with pytest.raises(EngineLibraryError, match=r"libnvonnxparser.*install it whole"):
         find_library("tensorrt")
 
 
