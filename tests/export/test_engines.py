@@ -45,7 +45,8 @@ STATIC, DYNAMIC = parse_profile("64x48"), parse_profile("16x16:64x48:256x256")
 
 def model_of(checkpoint: Checkpoint, precision: Precision) -> bytes:
     graph = onnx_from_network(checkpoint.build_network(), precision, task=checkpoint.task)
-    return graph.SerializeToString(deterministic=True)
+    data: bytes = graph.SerializeToString(deterministic=True)
+    return data
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +69,7 @@ def twice(models: dict[tuple[str, Precision], bytes]) -> dict[tuple[str, str, st
     }
     with ThreadPoolExecutor(2) as pool:
         futures = {
-            job: [pool.submit(build_engine, models[job[0], job[1]], request) for _ in range(2)]  # type: ignore[index]
+            job: [pool.submit(build_engine, models[job[0], job[1]], request) for _ in range(2)]
             for job, request in jobs.items()
         }
         return {job: [future.result() for future in pair] for job, pair in futures.items()}
