@@ -34,6 +34,7 @@ from topcoat.runtime._errors import (
 )
 from topcoat.runtime._explanation import Candidate, Engine, Explanation, Fallback
 from topcoat.runtime._textures import noise_frame
+from topcoat.runtime._verification import verify
 from topcoat.runtime.bundle import (
     EngineInfo,
     FileEntry,
@@ -87,5 +88,6 @@ __all__ = [
     "noise_frame",
     "open",
     "read_manifest",
+    "verify",
     "verify_files",
 ]

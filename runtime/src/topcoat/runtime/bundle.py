@@ -233,6 +233,19 @@ def read_model(manifest: Manifest, variant: Variant) -> bytes:
     return data
 
 
+def read_file(manifest: Manifest, name: str) -> bytes:
+    """Read one of the files that are no models and compare its hash.
+
+    Raises:
+        BundleError: the manifest does not list it, or the file is missing or lies outside.
+        BundleIntegrityError: the bytes are not the ones that the manifest describes.
+    """
+    if name not in manifest.files:
+        raise BundleError(f"{manifest.folder} lists no {name}; export the bundle again")
+    entry = manifest.files[name]
+    return _read_verified(manifest.folder, name, entry.sha256, entry.bytes)
+
+
 # ------------------------------------------------------------------------------------------ files
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from topcoat.runtime._errors import BackendError, FrameError, MediaError
-from topcoat.runtime.cli import _shared
+from topcoat.runtime.cli import _shared, verify
 
 if TYPE_CHECKING:
     from topcoat.runtime.bundle import Manifest
@@ -27,8 +27,10 @@ examples:
   topcoat texture mosaic.topcoat wall.png --size 1024x512     a texture that repeats without seam
   topcoat info candy.topcoat                                  what the bundle is; checks its hashes
   topcoat explain candy.topcoat                               which engine runs it here, and why
+  topcoat verify candy.topcoat                                prove what this machine can run
 
-exit codes: 0 done, 2 something you can fix (one line says what), 1 our mistake, 130 interrupted
+exit codes: 0 done, 2 something you can fix (one line says what), 1 our mistake, 130 interrupted;
+of verify 1: an engine differs from its network
 """
 _RUN_DESCRIPTION = """\
 Run every frame of IN through the bundle and write OUT.
@@ -176,15 +178,22 @@ def build_parser() -> argparse.ArgumentParser:
     explain.add_argument("bundle", metavar="B", type=Path, help="bundle NAME.topcoat")
     explain.add_argument("--json", action="store_true", help="print JSON on stdout")
     _shared.add_model_options(explain)
+
+    verify.add_parser(commands)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; see ``topcoat --help``."""
     arguments = build_parser().parse_args(argv)
-    action = {"run": _run, "texture": _texture, "info": _info, "explain": _explain}[
-        arguments.command
-    ]
+    actions = {
+        "run": _run,
+        "texture": _texture,
+        "info": _info,
+        "explain": _explain,
+        "verify": verify.run,
+    }
+    action = actions[arguments.command]
     return _shared.run("topcoat", lambda: action(arguments))
 
 

@@ -28,6 +28,7 @@ from topcoat.runtime.parity._probes import (
 )
 from topcoat.runtime.parity._report import ParityReport, ParityRow, machine
 from topcoat.runtime.parity._table import parity_table
+from topcoat.runtime.parity._verify import Verification
 
 __all__ = [
     "GATES",
@@ -47,6 +48,7 @@ __all__ = [
     "Reference",
     "Summary",
     "Tile",
+    "Verification",
     "areas_to_judge",
     "arrangements",
     "difference",

@@ -121,7 +121,7 @@ def measure_parity(
     rows = []
     for engine in engines:
         progress(str(engine))
-        rows.append(measure_engine(manifest, engine, frames, answers, reference.name))
+        rows.append(measure_engine(manifest, engine, frames, answers, reference=reference.name))
     return ParityReport(rows=rows, machine=machine(), flat_judged=answers.flat_judged())
 
 
@@ -167,8 +167,8 @@ def measure_engine(
     engine: Engine,
     frames: Sequence[ProbeFrame],
     answers: Callable[[ProbeFrame], Answer],
-    reference: str,
     *,
+    reference: str = "",
     backends: Sequence[Backend] | None = None,
     threads: int | None = None,
 ) -> ParityRow:
@@ -179,7 +179,7 @@ def measure_engine(
         engine: one of its engines.
         frames: at least one of what the network is made for.
         answers: gives the reference's answer to a probe.
-        reference: its name.
+        reference: its name, for the row.
         backends: those to look for the engine's in; all that this version knows if None.
         threads: of a CPU session; None takes the runtime's default.
     """
@@ -259,6 +259,8 @@ def open_engine(
             precision=engine.compute,
             threads=default_threads() if threads is None else threads,
             allow_unverified=True,
+            variant=engine.file,
+            fallback=False,
         )
     model = Model(offered, explanation, session)
     chosen = explanation.chosen
@@ -274,6 +276,8 @@ def compare(
 ) -> Iterator[tuple[ProbeFrame, Difference]]:
     """Compare a model with the reference's answer; of the group ``tiling``, with itself."""
     candidate = model.process(probe.frame)
+    if fallbacks := model.explain().fallbacks:
+        raise ParityError(f"nothing was measured: {fallbacks[-1]}")
     if answer.frame is None:
         for layout in arrangements(model.manifest.size.multiple):
             noise = np.ascontiguousarray(layout.arrange(probe.frame))
@@ -327,5 +331,11 @@ def _where(backend: Backend, device: str | None) -> dict[str, str]:
     """Name the device that a backend runs on, for the record; {} for a processor."""
     if device is None:
         return {}
-    facts = getattr(backend, "device_facts", None)
-    return {"library": backend.version(), **({} if facts is None else facts())}
+    facts = {"library": f"{backend.name} {backend.version()}"}
+    if device.startswith("sm"):
+        from topcoat.runtime.backends import _cuda
+
+        gpu = _cuda.probe()
+        if not isinstance(gpu, str):
+            facts |= {"gpu": gpu.name, "driver": gpu.driver or "unknown"}
+    return facts

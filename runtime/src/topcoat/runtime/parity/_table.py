@@ -28,13 +28,15 @@ def parity_table(rows: Sequence[ParityRow]) -> list[str]:
         }
     )
     head = ["Engine", "Result", *columns.values()]
+    names = [f"{row.engine.backend} {row.engine.compute}" for row in rows]
     body = [
         [
-            f"{row.engine.backend} {row.engine.compute}",
+            # Only where a bundle holds several files for one backend and precision.
+            name if names.count(name) == 1 else str(row.engine),
             row.status,
             *(_numbers(row.groups.get(group)) for group in columns),
         ]
-        for row in rows
+        for name, row in zip(names, rows, strict=True)
     ]
     flat = [row.groups.get("flat") for row in rows]
     if any(flat):

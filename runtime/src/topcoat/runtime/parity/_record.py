@@ -1,0 +1,153 @@
+"""Write measured rows into a bundle's manifest, and nothing else."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from topcoat.runtime._errors import BundleError, BundleIntegrityError, BundleWriteError
+from topcoat.runtime.bundle import Manifest
+from topcoat.runtime.parity._report import ParityRow
+
+_ROW_KEYS = frozenset(
+    {"backend", "compute", "device", "passed", "photographs", "noise", "where", "reference"}
+)
+
+
+def check_recordable(manifest: Manifest) -> None:
+    """Refuse early, before minutes of work, what could not be recorded at the end.
+
+    Raises:
+        BundleWriteError: the folder or its manifest.json is read-only.
+        BundleError: the manifest holds what JSON cannot say, such as NaN.
+    """
+    path = _path(manifest)
+    # The file is replaced, which its own mode would not prevent: who made it read-only meant it.
+    for place in (path, path.parent):
+        if not place.stat().st_mode & 0o222:
+            raise _cannot_write(place, "it is read-only")
+    _text(path, *_content(path))
+    with _beside(path) as temporary:
+        temporary.write_bytes(b"")
+        temporary.unlink()
+
+
+def record_row(manifest: Manifest, row: ParityRow) -> None:
+    """Replace or add a row, in one step: manifest.json is the old one or the new one, whole.
+
+    Everything that this version does not know stays as it is. An entry of ``parity_not_run`` for
+    the same backend and compute precision is removed.
+
+    Args:
+        manifest: of the bundle, as it was when the row was measured.
+        row: what was measured; one that was not run is not recorded.
+
+    Raises:
+        BundleIntegrityError: the bundle was replaced while it was measured.
+        BundleWriteError: the manifest cannot be written; it is as it was.
+    """
+    if row.status == "not run":
+        return
+    path = _path(manifest)
+    content, indent = _content(path)
+    measured = next(v for v in manifest.variants if v.file == row.engine.file)
+    for variant in content["variants"]:
+        if (variant.get("file"), variant.get("sha256")) == (measured.file, measured.sha256):
+            break
+    else:
+        raise BundleIntegrityError(
+            f"{path} no longer describes the {measured.file} that was measured; the bundle was"
+            " replaced meanwhile: verify it again"
+        )
+    entry = row.to_manifest()
+    variant["parity"] = _with_row(variant["parity"], entry)
+    if isinstance(variant.get("parity_not_run"), list):
+        variant["parity_not_run"] = [
+            other for other in variant["parity_not_run"] if not _same(other, entry, ())
+        ]
+    text = _text(path, content, indent)
+    with _beside(path) as temporary:
+        with temporary.open("w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        shutil.copymode(path, temporary)
+        temporary.replace(path)
+    # Some file systems cannot flush a folder; the file itself is safe then all the same.
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _with_row(rows: list[Any], entry: dict[str, Any]) -> list[Any]:
+    """Put an entry in the place of the one that it replaces, or at the end."""
+    places = [i for i, row in enumerate(rows) if _same(row, entry, ("device",))]
+    if not places:
+        return [*rows, entry]
+    first = places[0]
+    unknown = {key: value for key, value in rows[first].items() if key not in _ROW_KEYS}
+    changed = list(rows)
+    changed[first] = entry | unknown
+    return [row for i, row in enumerate(changed) if i not in places[1:]]
+
+
+def _same(row: object, entry: dict[str, Any], besides: tuple[str, ...]) -> bool:
+    keys = ("backend", "compute", *besides)
+    return isinstance(row, dict) and all(row.get(key) == entry.get(key) for key in keys)
+
+
+def _path(manifest: Manifest) -> Path:
+    return (manifest.folder / "manifest.json").resolve()
+
+
+def _content(path: Path) -> tuple[dict[str, Any], int]:
+    """Return the manifest's values, which were checked when it was read, and its indentation."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        found = re.match(r"\s*\{\s*?\n( *)", text)
+        content: dict[str, Any] = json.loads(text)
+    except (OSError, ValueError) as error:
+        raise BundleError(
+            f"{path} cannot be read any more ({' '.join(str(error).split())}); verify it again"
+        ) from error
+    return content, len(found.group(1)) if found else 1
+
+
+def _text(path: Path, content: dict[str, Any], indent: int) -> str:
+    try:
+        text = json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=False) + "\n"
+        text.encode()
+    except ValueError as error:  # NaN, or half a character
+        raise BundleError(
+            f"{path} holds what JSON cannot say ({error}); export the bundle again"
+        ) from error
+    return text
+
+
+@contextlib.contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """Give a name beside a file; whatever is there in the end is removed."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield temporary
+    except OSError as error:
+        raise _cannot_write(path, error.strerror or str(error)) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def _cannot_write(path: Path, why: str) -> BundleWriteError:
+    return BundleWriteError(
+        f"{path} cannot be written ({why}), so nothing was recorded; copy the bundle to where it"
+        " can be, or measure without recording (--dry-run, record=False)"
+    )
