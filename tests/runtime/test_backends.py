@@ -136,13 +136,26 @@ def test_onnxruntime_does_not_pretend_to_compute_in_bf16(blocks: Path) -> None:
         find_backend("onnxruntime-cpu").load(manifest.variants[0], b"", compute="bf16", threads=1)
 
 
-def test_bf16_is_offered_only_where_the_processor_has_it(
-    blocks: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    module = pytest.importorskip("topcoat.runtime.backends.openvino")
-    monkeypatch.setattr(module, "_capabilities", lambda: ("FP32", "INT8"))
-    offers = module.OpenVinoCpu().computes(tr.read_manifest(blocks).variants[0])
+def test_the_command_line_offers_exactly_the_backends_that_there_are() -> None:
+    from topcoat.runtime.backends import all_backends
+    from topcoat.runtime.cli._shared import BACKEND_NAMES
+
+    assert BACKEND_NAMES == ("auto", *(backend.name for backend in all_backends()))
+
+
+def test_bf16_is_offered_only_where_the_processor_has_it(blocks: Path) -> None:
+    from topcoat.runtime.backends.openvino import OpenVino
+
+    class Core:
+        def __init__(self, *capabilities: str) -> None:
+            self.capabilities = capabilities
+
+        def get_property(self, device: str, name: str) -> tuple[str, ...]:
+            assert (device, name) == ("CPU", "OPTIMIZATION_CAPABILITIES")
+            return self.capabilities
+
+    variant = tr.read_manifest(blocks).variants[0]
+    offers = OpenVino("CPU", lambda: Core("FP32", "INT8")).computes(variant)
     assert [(o.compute, o.obstacle is None) for o in offers] == [("bf16", False), ("fp32", True)]
-    monkeypatch.setattr(module, "_capabilities", lambda: ("FP32", "BF16"))
-    offers = module.OpenVinoCpu().computes(tr.read_manifest(blocks).variants[0])
+    offers = OpenVino("CPU", lambda: Core("FP32", "BF16")).computes(variant)
     assert all(o.obstacle is None for o in offers)

@@ -253,7 +253,7 @@ def test_the_explanation_reads_well_and_goes_into_json(blocks: Path) -> None:
 
 @pytest.mark.parametrize("name", ["cuda", "", "AUTO"])
 def test_an_unknown_backend_lists_the_known_ones(blocks: Path, name: str) -> None:
-    with pytest.raises(tr.BackendError, match="auto or one of openvino-cpu, onnxruntime-cpu"):
+    with pytest.raises(tr.BackendError, match=r"auto or one of .*openvino-cpu, onnxruntime-cpu"):
         tr.open(blocks, backend=name)
 
 

@@ -88,6 +88,7 @@ def test_the_summary_can_be_read_by_a_program(
         "compute": "fp32",
         "verified": True,
         "histogram_matched": False,
+        "fallbacks": [],
     }
 
 

@@ -131,11 +131,12 @@ def list_candidates(
     manifest: Manifest,
     backends: Sequence[Backend],
     *,
+    backend: str = "auto",
     precision: str | None = None,
     allow_unverified: bool = False,
 ) -> list[Candidate]:
     """Return every way to run a bundle here with its verdict, without loading or timing any."""
-    wish = _Wish("auto", precision, None, allow_unverified, others=True)
+    wish = _Wish(backend, precision, None, allow_unverified, others=False)
     return [entry.candidate for engine in backends for entry in _candidates(manifest, engine, wish)]
 
 

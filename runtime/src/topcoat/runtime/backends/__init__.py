@@ -90,9 +90,20 @@ class Backend(Protocol):
 def all_backends() -> tuple[Backend, ...]:
     """Return every backend that this version knows, in order of merit."""
     from topcoat.runtime.backends.onnxruntime import OnnxRuntimeCpu
-    from topcoat.runtime.backends.openvino import OpenVinoCpu
+    from topcoat.runtime.backends.onnxruntime_cuda import OnnxRuntimeCuda
+    from topcoat.runtime.backends.onnxruntime_webgpu import OnnxRuntimeWebGpu
+    from topcoat.runtime.backends.openvino import OpenVino
+    from topcoat.runtime.backends.tensorrt import TensorRt
 
-    return (OpenVinoCpu(), OnnxRuntimeCpu())
+    return (
+        TensorRt("tensorrt-rtx"),
+        TensorRt("tensorrt"),
+        OnnxRuntimeCuda(),
+        OpenVino("GPU"),
+        OpenVino("CPU"),
+        OnnxRuntimeCpu(),
+        OnnxRuntimeWebGpu(),
+    )
 
 
 def find_backend(name: str, backends: tuple[Backend, ...] | None = None) -> Backend:

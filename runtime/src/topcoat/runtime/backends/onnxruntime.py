@@ -1,8 +1,11 @@
-"""ONNX Runtime on the CPU: the embedded default, present wherever the runtime is installed."""
+"""ONNX Runtime on the CPU: the embedded default, present wherever the runtime is installed.
+
+Its GPU providers are siblings of this module, :mod:`onnxruntime_cuda` and
+:mod:`onnxruntime_webgpu`, which share the functions at its end.
+"""
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import os
 from typing import Any
@@ -11,6 +14,7 @@ import numpy as np
 
 from topcoat.runtime._errors import BackendError
 from topcoat.runtime.backends import Compute
+from topcoat.runtime.backends._device_errors import first_line
 from topcoat.runtime.bundle import Variant
 from topcoat.runtime.frames import Frame
 
@@ -45,11 +49,11 @@ class OnnxRuntimeCpu:
                     " only used when asked for with precision fp16",
                 ),
             )
-        return (Compute(compute="fp32"),)
+        return (Compute(compute=variant.precision),)
 
     def version(self) -> str:
         """Return onnxruntime's version."""
-        return importlib.metadata.version("onnxruntime")
+        return str(import_onnxruntime().__version__)
 
     def start(self) -> None:
         """Import onnxruntime."""
@@ -59,10 +63,7 @@ class OnnxRuntimeCpu:
         self, variant: Variant, model: bytes, *, compute: str, threads: int
     ) -> OnnxRuntimeSession:
         """Load the model; see :class:`topcoat.runtime.backends.Backend`."""
-        if compute != variant.precision:
-            raise BackendError(
-                f"{self.name} runs {variant.file} at {variant.precision}, not at {compute}"
-            )
+        check_compute(self.name, variant, compute)
         return OnnxRuntimeSession(variant, model, threads=threads)
 
 
@@ -71,11 +72,8 @@ class OnnxRuntimeSession:
 
     def __init__(self, variant: Variant, model: bytes, *, threads: int) -> None:
         ort = import_onnxruntime()
-        options = ort.SessionOptions()
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-        options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+        options = session_options(ort)
         options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
         # Spinning workers keep cores busy between frames, which starves the host application.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3  # errors only: a library does not write to stderr
@@ -85,26 +83,12 @@ class OnnxRuntimeSession:
             )
         except Exception as error:  # its exceptions share no base but Exception
             raise BackendError(
-                f"onnxruntime-cpu cannot load {variant.file}: {_first_line(error)};"
+                f"onnxruntime-cpu cannot load {variant.file}: {first_line(error)};"
                 " export the bundle again or choose another backend"
             ) from error
-        provider = session.get_providers()[0]
-        if provider != "CPUExecutionProvider":
-            raise BackendError(
-                f"onnxruntime-cpu was asked for, but ONNX Runtime chose {provider}; report this"
-            )
+        check_session(session, "onnxruntime-cpu", "CPUExecutionProvider", variant)
         self._input = variant.input.name
         self._output = variant.output.name
-        came = {
-            "input": [(p.name, p.type) for p in session.get_inputs()],
-            "output": [(p.name, p.type) for p in session.get_outputs()],
-        }
-        for role, name in (("input", self._input), ("output", self._output)):
-            if came[role] != [(name, "tensor(uint8)")]:
-                raise BackendError(
-                    f"{variant.file} has {role} {came[role]}, manifest.json says {name!r} of uint8;"
-                    " export the bundle again"
-                )
         self._session: Any = session
         self._binding: Any = session.io_binding()
         self._bound: tuple[object, ...] = ()
@@ -128,7 +112,7 @@ class OnnxRuntimeSession:
         except Exception as error:  # its exceptions share no base but Exception
             self._bound = ()
             raise BackendError(
-                f"onnxruntime-cpu failed on a frame of shape {source.shape}: {_first_line(error)}"
+                f"onnxruntime-cpu failed on a frame of shape {source.shape}: {first_line(error)}"
             ) from error
 
     def close(self) -> None:
@@ -149,6 +133,43 @@ def import_onnxruntime() -> Any:  # noqa: ANN401 - the package has no types
     return onnxruntime
 
 
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+def session_options(ort: Any) -> Any:  # noqa: ANN401 - the package has no types
+    """Return the options that all providers share: every optimisation, one frame at a time."""
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.inter_op_num_threads = 1
+    return options
+
+
+def check_compute(backend: str, variant: Variant, compute: str) -> None:
+    """Refuse to run a model at another precision than its own, which ONNX Runtime cannot do.
+
+    Raises:
+        BackendError: that was asked for.
+    """
+    if compute != variant.precision:
+        raise BackendError(
+            f"{backend} runs {variant.file} at {variant.precision}, not at {compute}"
+        )
+
+
+def check_session(session: Any, backend: str, provider: str, variant: Variant) -> None:  # noqa: ANN401
+    """Compare what was loaded with what was wanted: ONNX Runtime falls back to the CPU in silence.
+
+    Raises:
+        BackendError: it runs on another provider, or its ports are not those of the manifest.
+    """
+    chosen = session.get_providers()[0]
+    if chosen != provider:
+        raise BackendError(f"{backend} was asked for, but ONNX Runtime chose {chosen}; report this")
+    came = {
+        "input": [(p.name, p.type) for p in session.get_inputs()],
+        "output": [(p.name, p.type) for p in session.get_outputs()],
+    }
+    for role, name in (("input", variant.input.name), ("output", variant.output.name)):
+        if came[role] != [(name, "tensor(uint8)")]:
+            raise BackendError(
+                f"{variant.file} has {role} {came[role]}, manifest.json says {name!r} of uint8;"
+                " export the bundle again"
+            )

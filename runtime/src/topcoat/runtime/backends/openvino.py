@@ -1,4 +1,7 @@
-"""OpenVINO on the CPU: an extra, and the faster one where the processor has bf16 arithmetic."""
+"""OpenVINO on the CPU and on Intel's GPUs: an extra.
+
+On the CPU it is the faster one where the processor has bf16 arithmetic.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +10,24 @@ import importlib.metadata
 import importlib.util
 import sys
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from topcoat.runtime._errors import BackendError
+from topcoat.runtime._errors import BackendError, DeviceMemoryError
 from topcoat.runtime.backends import Compute
+from topcoat.runtime.backends._device_errors import device_error
 from topcoat.runtime.bundle import Variant
 from topcoat.runtime.frames import Frame
 
-_PRECISION_HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f32"}
-"""compute -> OpenVINO's INFERENCE_PRECISION_HINT. An fp16 file is widened: arithmetic in f16 takes
-twice as long as in f32 on CPUs that lack it, and 'auto' precision would pick bf16 unasked."""
+_PRECISION_HINTS = {
+    "CPU": {"fp32": "f32", "bf16": "bf16", "fp16": "f32", "int8": "f32"},
+    "GPU": {"fp32": "f32", "fp16": "f16"},
+}
+"""Device -> compute -> OpenVINO's INFERENCE_PRECISION_HINT. On the CPU an fp16 file is widened:
+arithmetic in f16 takes twice as long as in f32 on CPUs that lack it, and 'auto' precision would
+pick bf16 unasked. What is quantised in an int8 file is computed in int8 whatever the hint says."""
 
 _UNBOUND: tuple[int, tuple[int, ...]] = (0, ())
 
@@ -26,23 +35,42 @@ _SHAPES_KEPT = 4
 """Compiled frame shapes that a session keeps; each holds the weights and its activations."""
 
 
-class OpenVinoCpu:
-    """OpenVINO's CPU plugin."""
+class OpenVino:
+    """One of OpenVINO's device plugins.
 
-    name = "openvino-cpu"
+    Args:
+        device: "CPU" or "GPU", the first of Intel's GPUs.
+        core: returns the ``openvino.Core``.
+    """
+
+    def __init__(self, device: str, core: Callable[[], Any] | None = None) -> None:
+        self.name = f"openvino-{device.lower()}"
+        self._device = device
+        self._core = _core if core is None else core
 
     def missing(self) -> str | None:
         """Return why it cannot work here, or None."""
         if importlib.util.find_spec("openvino") is None:
             return "openvino is not installed; pip install 'topcoat-runtime[openvino]'"
+        if self._device == "CPU":
+            return None
+        found = self._core().available_devices
+        if not any(name.split(".")[0] == self._device for name in found):
+            return (
+                f"OpenVINO finds no Intel GPU (it has {', '.join(found)}); where there is one,"
+                " install its compute driver (on Linux intel-opencl-icd)"
+            )
         return None
 
     def computes(self, variant: Variant) -> tuple[Compute, ...]:
-        """Return bf16 before fp32: of two that work, the one with less arithmetic is faster."""
+        """Return the lower precision first: of two that work, less arithmetic is faster."""
         if variant.kind != "onnx":
             return ()
-        obstacle = None
-        if "BF16" not in _capabilities():
+        return self._on_cpu(variant) if self._device == "CPU" else self._on_gpu(variant)
+
+    def _on_cpu(self, variant: Variant) -> tuple[Compute, ...]:
+        obstacle: str | None = None
+        if "BF16" not in self._capabilities():
             obstacle = "this processor has no bf16 arithmetic (avx512_bf16 or amx_bf16)"
         bf16 = Compute(compute="bf16", obstacle=obstacle)
         if variant.precision == "bf16":
@@ -55,21 +83,47 @@ class OpenVinoCpu:
                     " only used when asked for with precision fp16",
                 ),
             )
+        if variant.precision == "int8":
+            return (Compute(compute="int8"),)
         return (bf16, Compute(compute="fp32"))
+
+    def _on_gpu(self, variant: Variant) -> tuple[Compute, ...]:
+        device = str(self._core().get_property(self._device, "DEVICE_ARCHITECTURE"))
+        if variant.precision not in {"fp16", "fp32"}:
+            why = f"{variant.precision} files are not run on Intel's GPUs"
+            return (Compute(compute=variant.precision, obstacle=why, device=device),)
+        obstacle = None
+        if "FP16" not in self._capabilities():
+            obstacle = "this GPU has no fp16 arithmetic"
+        fp16 = Compute(compute="fp16", obstacle=obstacle, device=device)
+        if variant.precision == "fp16":
+            return (fp16,)
+        return (fp16, Compute(compute="fp32", device=device, rank=1))
 
     def version(self) -> str:
         """Return openvino's version."""
         return importlib.metadata.version("openvino")
 
     def start(self) -> None:
-        """Import openvino and start its CPU plugin."""
-        _capabilities()
+        """Import openvino and start its plugin."""
+        self._capabilities()
 
     def load(
         self, variant: Variant, model: bytes, *, compute: str, threads: int
     ) -> OpenVinoSession:
         """Load the model; see :class:`topcoat.runtime.backends.Backend`."""
-        return OpenVinoSession(variant, model, compute=compute, threads=threads)
+        return OpenVinoSession(
+            variant,
+            model,
+            core=self._core(),
+            device=self._device,
+            backend=self.name,
+            compute=compute,
+            threads=threads,
+        )
+
+    def _capabilities(self) -> tuple[str, ...]:
+        return tuple(self._core().get_property(self._device, "OPTIMIZATION_CAPABILITIES"))
 
 
 class OpenVinoSession:
@@ -80,22 +134,37 @@ class OpenVinoSession:
     the same way, so that what parity checks measured is what runs. The last few shapes are kept.
     """
 
-    def __init__(self, variant: Variant, model: bytes, *, compute: str, threads: int) -> None:
+    def __init__(
+        self,
+        variant: Variant,
+        model: bytes,
+        *,
+        core: Any,  # noqa: ANN401 - an openvino.Core
+        device: str,
+        backend: str,
+        compute: str,
+        threads: int,
+    ) -> None:
         ov = import_openvino()
-        self._hint = _PRECISION_HINTS[compute]
-        self._settings = {
+        self._core = core
+        self._device = device
+        self._backend = backend
+        if compute not in _PRECISION_HINTS[device]:
+            raise BackendError(f"{backend} cannot compute {variant.file} at {compute}")
+        self._hint = _PRECISION_HINTS[device][compute]
+        self._settings: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": self._hint,
-            "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": "1",
-            # Pinned threads fight with the host application's for the same cores.
-            "ENABLE_CPU_PINNING": False,
         }
+        if device == "CPU":
+            # Pinned threads fight with the host application's for the same cores.
+            self._settings |= {"INFERENCE_NUM_THREADS": threads, "ENABLE_CPU_PINNING": False}
         try:
-            self._model: Any = _core().read_model(model, b"")
+            self._model: Any = core.read_model(model, b"")
         except Exception as error:  # pybind turns its exceptions into several built-ins
             raise BackendError(
-                f"openvino-cpu cannot load {variant.file}: {_last_line(error)};"
+                f"{backend} cannot load {variant.file}: {_last_line(error)};"
                 " export the bundle again or choose another backend"
             ) from error
         for role, ports, wanted in (
@@ -135,9 +204,18 @@ class OpenVinoSession:
             raise
         except Exception as error:  # pybind turns its exceptions into several built-ins
             self._forget()
-            raise BackendError(
-                f"openvino-cpu failed on a frame of shape {source.shape}: {_last_line(error)}"
-            ) from error
+            what = f"{self._backend} failed on a frame of shape {source.shape}"
+            if self._device == "CPU":
+                raise BackendError(f"{what}: {_last_line(error)}") from error
+            problem = device_error(what, error, _last_line)
+            if isinstance(problem, DeviceMemoryError):
+                others = self._requests.keys() - {source.shape}
+                self._request = None
+                self._requests.clear()
+                if others:  # they held memory, too: once more without them
+                    self.run(source, result)
+                    return
+            raise problem from error
 
     def close(self) -> None:
         """Free the requests and the model."""
@@ -157,11 +235,11 @@ class OpenVinoSession:
             self._requests.popitem(last=False)
         model = self._model.clone()
         model.reshape(list(shape))
-        compiled = _core().compile_model(model, "CPU", self._settings)
+        compiled = self._core.compile_model(model, self._device, self._settings)
         used = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         if used != self._hint:
             raise BackendError(
-                f"openvino-cpu was asked to compute in {self._hint}, but it chose {used};"
+                f"{self._backend} was asked to compute in {self._hint}, but it chose {used};"
                 " report this"
             )
         self._requests[shape] = compiled.create_infer_request()
@@ -212,11 +290,6 @@ def import_openvino() -> Any:  # noqa: ANN401 - the package has no complete type
 @functools.cache
 def _core() -> Any:  # noqa: ANN401 - an openvino.Core
     return import_openvino().Core()
-
-
-@functools.cache
-def _capabilities() -> tuple[str, ...]:
-    return tuple(_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
 
 
 def _last_line(error: BaseException) -> str:

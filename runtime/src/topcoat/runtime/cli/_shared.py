@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from topcoat.runtime._errors import TopcoatError, UnverifiedWarning
+from topcoat.runtime._errors import FallbackWarning, TopcoatError, UnverifiedWarning
 
 if TYPE_CHECKING:
     from topcoat.runtime.model import Model, Tile
 
-BACKEND_NAMES = ("auto", "onnxruntime-cpu", "openvino-cpu")
-PRECISION_NAMES = ("fp32", "bf16", "fp16")
+# Written out: to ask for them would load numpy before --help is printed.
+BACKEND_NAMES = (
+    "auto",
+    "tensorrt-rtx",
+    "tensorrt",
+    "onnxruntime-cuda",
+    "openvino-gpu",
+    "openvino-cpu",
+    "onnxruntime-cpu",
+    "onnxruntime-webgpu",
+)
+PRECISION_NAMES = ("fp32", "bf16", "fp16", "int8")
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +40,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--precision",
         choices=PRECISION_NAMES,
-        help="allow only this compute precision (default: fp32 and bf16)",
+        help="allow only this compute precision (default: all, but for fp16 on a CPU)",
     )
     group.add_argument(
         "--threads",
@@ -41,6 +52,12 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--allow-unverified",
         action="store_true",
         help="also use an engine whose parity with the trained network was not checked or failed",
+    )
+    group.add_argument(
+        "--fallback",
+        action=argparse.BooleanOptionalAction,
+        help="go on with the next engine, and say so, where the chosen one fails on a frame, or"
+        " cut frames up where a GPU has too little memory (default: only with --backend auto)",
     )
 
 
@@ -58,6 +75,7 @@ def open_model(
         allow_unverified=arguments.allow_unverified,
         tile=tile,
         match_histogram=match_histogram,
+        fallback=arguments.fallback,
     )
 
 
@@ -107,12 +125,21 @@ def run(program: str, action: Callable[[], int]) -> int:
     """
 
     def show(message: Warning | str, *_: object) -> None:
-        print(f"{program}: warning: {message}", file=sys.stderr)
+        # On a terminal a line of progress may stand where this goes.
+        clear = "\r\x1b[K" if sys.stderr.isatty() else ""
+        print(f"{clear}{program}: warning: {message}", file=sys.stderr)
 
+    class Log(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            show(record.getMessage())
+
+    log, handler = logging.getLogger("topcoat.runtime"), Log(logging.WARNING)
     with warnings.catch_warnings():
         # Said every time, and never turned into an exception by the environment's filters.
         warnings.simplefilter("always", UnverifiedWarning)
+        warnings.simplefilter("ignore", FallbackWarning)  # the log says the same
         warnings.showwarning = show  # type: ignore[assignment]  # the rest of its arguments is unused
+        log.addHandler(handler)
         try:
             return action()
         except TopcoatError as error:
@@ -133,3 +160,5 @@ def run(program: str, action: Callable[[], int]) -> int:
             # The reader (head, less) has what it wanted; keep Python from complaining at exit.
             sys.stderr.close()
             return 0
+        finally:
+            log.removeHandler(handler)

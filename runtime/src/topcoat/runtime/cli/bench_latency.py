@@ -64,7 +64,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--precision",
         action="append",
         choices=_shared.PRECISION_NAMES,
-        help="measure only this compute precision; may be given again (default: fp32 and bf16)",
+        help="measure only this compute precision; may be given again (default: all, but for fp16"
+        " on a CPU)",
     )
     parser.add_argument(
         "--threads",
@@ -154,14 +155,14 @@ def _measure(arguments: argparse.Namespace) -> Report:
             fit_size(height, width, manifest.size)
     candidates: list[Candidate] = []
     for precision in arguments.precision or [None]:
-        for candidate in list_candidates(
-            manifest,
-            all_backends(),
-            precision=precision,
-            allow_unverified=arguments.allow_unverified,
-        ):
-            if candidate.backend in (arguments.backend or [candidate.backend]):
-                candidates.append(candidate)
+        for backend in arguments.backend or ["auto"]:
+            candidates += list_candidates(
+                manifest,
+                all_backends(),
+                backend=backend,
+                precision=precision,
+                allow_unverified=arguments.allow_unverified,
+            )
     usable = [c for c in candidates if c.usable]
     left_out = [
         " ".join(part for part in (c.backend, c.compute) if part) + f": {c.reason}"

@@ -30,6 +30,7 @@ def main() -> None:
         task["bundle"],
         backend=task["backend"],
         precision=task["compute"],
+        variant=task["variant"],
         threads=task["threads"],
         allow_unverified=task["allow_unverified"],
     )
@@ -61,7 +62,10 @@ def main() -> None:
         latencies.append(time.perf_counter_ns() - start)
         count += 1
     model.close()
+    ran = model.explain().candidate_for(task["height"], task["width"])
+    assert ran is not None
     result = {
+        "ran": {"backend": ran.backend, "compute": ran.compute, "variant": ran.variant},
         "cold_ms": {
             # perf_counter is one clock for all processes of a machine.
             "interpreter": (began - task["spawned_ns"]) / 1e6,

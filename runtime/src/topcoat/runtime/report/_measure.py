@@ -61,6 +61,11 @@ class Cell:
     scale: int = 1
     verified: bool = True
     """Whether the bundle holds a passed parity check for this engine."""
+    ran: dict[str, str] | None = None
+    """backend, compute and variant that ran the frames, as the measuring process says; None if
+    none ran."""
+    names_file: bool = False
+    """Whether reports name the model file, because several are measured on one backend."""
     latencies_ms: list[list[float]] = field(default_factory=list)
     """Steady frames, one list per round, in order."""
     cold_ms: list[dict[str, float]] = field(default_factory=list)
@@ -73,7 +78,9 @@ class Cell:
     @property
     def engine(self) -> str:
         """The engine as reports name it."""
-        return f"{self.backend} {self.compute}" + ("" if self.verified else " (not verified)")
+        file = f" [{self.variant}]" if self.names_file else ""
+        verdict = "" if self.verified else " (not verified)"
+        return f"{self.backend} {self.compute}{file}{verdict}"
 
     @property
     def size(self) -> str:
@@ -110,6 +117,7 @@ class Cell:
             "verified": self.verified,
             "width": self.width,
             "height": self.height,
+            "ran": self.ran,
             "output_width": self.width * self.scale,
             "output_height": self.height * self.scale,
             "error": self.error,
@@ -215,6 +223,7 @@ def measure(
     """
     began = time.strftime("%Y-%m-%d %H:%M:%S %z")
     machine = _machine()  # before the measurement itself loads the machine
+    names = [(backend, compute) for backend, compute, _, _ in settings.engines]
     cells = [
         Cell(
             backend=backend,
@@ -224,6 +233,7 @@ def measure(
             width=width,
             height=height,
             scale=manifest.scale,
+            names_file=names.count((backend, compute)) > 1,
         )
         for width, height in settings.sizes
         for backend, compute, variant, verified in settings.engines
@@ -252,6 +262,7 @@ def _measure_once(cell: Cell, settings: Settings) -> None:
         "bundle": str(settings.bundle),
         "backend": cell.backend,
         "compute": cell.compute,
+        "variant": cell.variant,
         "threads": settings.threads,
         "allow_unverified": settings.allow_unverified,
         "width": cell.width,
@@ -277,6 +288,7 @@ def _measure_once(cell: Cell, settings: Settings) -> None:
     result = json.loads(done.stdout.splitlines()[-1])
     cell.latencies_ms.append(result["latencies_ms"])
     cell.cold_ms.append(result["cold_ms"])
+    cell.ran = result["ran"]
     cell.warm_up_frames = result["warm_up_frames"]
     if result["peak_memory_mb"] is not None:
         cell.peak_memory_mb = max(cell.peak_memory_mb or 0.0, result["peak_memory_mb"])
