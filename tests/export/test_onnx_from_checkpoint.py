@@ -17,12 +17,13 @@ from torch import Tensor, nn
 
 from tests.export.conftest import ExportedBundle, tiny_checkpoint
 from topcoat.export import onnx_from_network
-from topcoat.export.onnx_from_checkpoint import FrameGraph, weights_sha256
+from topcoat.export.onnx_from_checkpoint import FrameGraph, called_layers, weights_sha256
 from topcoat.export.parity import reference_frame
 from topcoat.runtime.backends.onnxruntime import import_onnxruntime
 from topcoat.train.networks import FrameNetwork
 
-FLOAT16, UINT8 = onnx.TensorProto.FLOAT16, onnx.TensorProto.UINT8
+FLOAT, FLOAT16 = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
+BFLOAT16, UINT8 = onnx.TensorProto.BFLOAT16, onnx.TensorProto.UINT8
 
 
 @pytest.fixture(params=["fp32", "fp16"])
@@ -231,7 +232,107 @@ def test_a_network_that_enlarges_has_output_sizes_of_its_own() -> None:
 
 
 def test_an_unknown_precision_or_task_is_refused() -> None:
-    with pytest.raises(ValueError, match="texture, got 'colour'"):
+    with pytest.raises(ValueError, match=r"texture.*, got 'colour'"):
         onnx_from_network(tiny_checkpoint().build_network(), task="colour")
-    with pytest.raises(ValueError, match="fp32 or fp16, got 'int8'"):
+    with pytest.raises(ValueError, match="fp32, fp16 or bf16, got 'int8'"):
         onnx_from_network(tiny_checkpoint().build_network(), "int8")  # type: ignore[arg-type]
+
+
+def casts(model: onnx.ModelProto) -> list[int]:
+    return [node.attribute[0].i for node in model.graph.node if node.op_type == "Cast"]
+
+
+@pytest.fixture(scope="module")
+def bfloat() -> onnx.ModelProto:
+    return onnx_from_network(tiny_checkpoint().build_network(), "bf16", keep_fp32=["body.0.2"])
+
+
+def test_bfloat16_is_strong_and_of_the_opset_that_has_it(bfloat: onnx.ModelProto) -> None:
+    assert [(o.domain, o.version) for o in bfloat.opset_import] == [("", 22)]
+    assert {p.key: p.value for p in bfloat.metadata_props}["topcoat.precision"] == "bf16"
+    convolutions = [node for node in bfloat.graph.node if node.op_type == "Conv"]
+    types = {tensor.name: tensor.data_type for tensor in bfloat.graph.initializer}
+    assert {types[node.input[1]] for node in convolutions} == {BFLOAT16}
+    assert casts(bfloat) == [BFLOAT16, FLOAT, BFLOAT16, UINT8]
+
+
+def test_an_engine_library_parses_and_builds_a_bfloat16_graph_with_an_island(
+    bfloat: onnx.ModelProto,
+) -> None:
+    # Nothing here computes it: ONNX Runtime's CPU kernels have no bfloat16 convolution.
+    rtx = pytest.importorskip(
+        "tensorrt_rtx", reason="TensorRT for RTX is not installed, which builds without a GPU"
+    )
+    logger = rtx.Logger(rtx.Logger.ERROR)
+    builder = rtx.Builder(logger)
+    network = builder.create_network(1 << int(rtx.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = rtx.OnnxParser(network, logger)
+    assert parser.parse(bfloat.SerializeToString()), [
+        str(parser.get_error(i)) for i in range(parser.num_errors)
+    ]
+    norms = [
+        network.get_layer(i).get_output(0).dtype
+        for i in range(network.num_layers)
+        if network.get_layer(i).type == rtx.LayerType.NORMALIZATION
+    ]
+    assert sorted(Counter(norms).values()) == [1, 6]
+    assert Counter(norms)[rtx.DataType.FLOAT] == 1
+    config, profile = builder.create_builder_config(), builder.create_optimization_profile()
+    profile.set_shape("frame", (1, 32, 32, 3), (1, 64, 64, 3), (1, 64, 128, 3))
+    config.add_optimization_profile(profile)
+    assert builder.build_serialized_network(network, config) is not None
+
+
+@pytest.fixture(scope="module")
+def with_islands() -> onnx.ModelProto:
+    """A convolution and the norm that reads it, and the last convolution, in float32."""
+    return onnx_from_network(
+        tiny_checkpoint().build_network(), "fp16", keep_fp32=["body.0.1", "body.0.2", "body.6.1"]
+    )
+
+
+def test_islands_that_follow_each_other_and_the_last_layer_are_not_cast_back(
+    with_islands: onnx.ModelProto,
+) -> None:
+    assert casts(with_islands) == [FLOAT16, FLOAT, FLOAT16, FLOAT, UINT8]
+    # Behind the last one, the tanh and the scaling to 8 bits are float32 too.
+    (tanh,) = [node for node in with_islands.graph.node if node.op_type == "Tanh"]
+    types = {
+        value.name: value.type.tensor_type.elem_type
+        for value in onnx.shape_inference.infer_shapes(with_islands).graph.value_info
+    }
+    assert types[tanh.output[0]] == FLOAT
+
+
+def test_an_island_has_weights_that_were_never_rounded(with_islands: onnx.ModelProto) -> None:
+    network = tiny_checkpoint().build_network()
+    tensors = {tensor.name: tensor for tensor in with_islands.graph.initializer}
+    convolutions = [n for n in with_islands.graph.node if n.op_type == "Conv"]
+    first = onnx.numpy_helper.to_array(tensors[convolutions[0].input[1]])
+    np.testing.assert_array_equal(first, network.get_parameter("body.0.1.weight").detach())
+    others = {tensors[node.input[1]].data_type for node in convolutions[1:-1]}
+    assert others == {FLOAT16}
+    signature = {entry.key: entry.value for entry in with_islands.metadata_props}
+    assert signature["topcoat.keep_fp32"] == "body.0.1 body.0.2 body.6.1"
+
+
+def test_a_graph_with_islands_runs_like_the_network(with_islands: onnx.ModelProto) -> None:
+    frame = np.random.default_rng(1).integers(0, 256, (1, 32, 48, 3), dtype=np.uint8)
+    (styled,) = session(with_islands).run(None, {"frame": frame})
+    wanted = reference_frame(tiny_checkpoint().build_network(), frame)
+    assert np.abs(styled.astype(int) - wanted).max() <= 2
+
+
+def test_layers_are_listed_with_who_reads_them() -> None:
+    layers = called_layers(tiny_checkpoint().build_network())
+    assert layers["body.0.1"] == {"body.0.2"}
+    assert layers["body.3.body.6"] == set()  # the sum that it goes into reads it
+    assert list(layers.values()).count(None) == 1
+
+
+def test_an_island_that_is_no_layer_is_refused() -> None:
+    network = tiny_checkpoint().build_network()
+    with pytest.raises(ValueError, match=r"no layer is called body.99; the layers are body.0.0, "):
+        onnx_from_network(network, "fp16", keep_fp32=["body.99"])
+    with pytest.raises(ValueError, match="in fp32 every layer stays; leave it out"):
+        onnx_from_network(network, "fp32", keep_fp32=["body.0.2"])
