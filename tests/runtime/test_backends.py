@@ -140,7 +140,7 @@ def test_the_command_line_offers_exactly_the_backends_that_there_are() -> None:
     from topcoat.runtime.backends import all_backends
     from topcoat.runtime.cli._shared import BACKEND_NAMES
 
-    assert BACKEND_NAMES == ("auto", *(backend.name for backend in all_backends()))
+    assert list(BACKEND_NAMES) == ["auto", *(backend.name for backend in all_backends())]
 
 
 def test_bf16_is_offered_only_where_the_processor_has_it(blocks: Path) -> None:

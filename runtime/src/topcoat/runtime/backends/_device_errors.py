@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from topcoat.runtime._errors import BackendError, DeviceLostError, DeviceMemoryError
 
+_ONNXRUNTIME_CODE = re.compile(r"^\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ")
 _OUT_OF_MEMORY = re.compile(
     r"out[ _]of[ _](?:device[ _]|host[ _])?memory|failed to allocate memory|ALLOC_FAILED"
     r"|MEM_OBJECT_ALLOCATION_FAILURE|exceeded max size of memory object",
@@ -25,9 +26,15 @@ _LOST = re.compile(
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an exception's text, without the host and source file behind it."""
+    r"""Return the first line of an exception's text, without code, host and source file around it.
+
+    >>> first_line(RuntimeError("[ONNXRuntimeError] : 1 : FAIL : no such node\nat line 2"))
+    'no such node'
+    """
     lines = str(error).strip().splitlines()
-    return lines[0].split(" ; GPU=")[0] if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    return _ONNXRUNTIME_CODE.sub("", lines[0]).split(" ; GPU=")[0]
 
 
 def device_error(

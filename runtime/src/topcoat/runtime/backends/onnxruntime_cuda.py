@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from topcoat.runtime._errors import BackendError, DeviceMemoryError
+from topcoat.runtime._errors import BackendError, BackendUnavailableError, DeviceMemoryError
 from topcoat.runtime.backends import Compute
 from topcoat.runtime.backends._cuda import Device, probe
 from topcoat.runtime.backends._device_errors import device_error
@@ -54,6 +54,7 @@ class OnnxRuntimeCuda:
     ) -> None:
         self._ort = ort
         self._device = device
+        self._started = False
 
     def missing(self) -> str | None:
         """Return why it cannot work here, or None."""
@@ -96,20 +97,22 @@ class OnnxRuntimeCuda:
 
     def start(self) -> None:
         """Import onnxruntime and load the libraries of CUDA."""
-        if (missing := self.missing()) is not None:
-            raise BackendError(f"{self.name} cannot start: {missing}")
+        if not self._started and (missing := self.missing()) is not None:
+            raise BackendUnavailableError(f"{self.name} cannot start: {missing}")
+        self._started = True
 
     def load(
         self, variant: Variant, model: bytes, *, compute: str, threads: int
     ) -> OnnxRuntimeCudaSession:
         """Load the model; see :class:`topcoat.runtime.backends.Backend`."""
         check_compute(self.name, variant, compute)
+        self.start()
         return OnnxRuntimeCudaSession(self._ort(), self._found(), variant, model)
 
     def _found(self) -> Device:
         device = self._device()
         if isinstance(device, str):
-            raise BackendError(f"{self.name} cannot start: {device}")
+            raise BackendUnavailableError(f"{self.name} cannot start: {device}")
         return device
 
 
@@ -173,7 +176,12 @@ class OnnxRuntimeCudaSession:
                 self._model, sess_options=options, providers=[(_PROVIDER, settings)]
             )
         except Exception as error:  # its exceptions share no base but Exception
-            raise device_error(f"{_NAME} cannot load {self._variant.file}", error) from error
+            what = f"{_NAME} cannot load {self._variant.file}"
+            if "assigned to the default CPU EP" in str(error):
+                raise BackendError(
+                    f"{what}: CUDA has no kernel for a part of it, which would run on the CPU"
+                ) from error
+            raise device_error(what, error) from error
         check_session(session, _NAME, _PROVIDER, self._variant)
         self._session = session
         self._binding = session.io_binding()

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from topcoat.runtime._errors import BackendError
+from topcoat.runtime._errors import BackendError, BackendUnavailableError
 from topcoat.runtime.backends import Compute
 from topcoat.runtime.backends._device_errors import device_error, first_line
 from topcoat.runtime.backends.onnxruntime import (
@@ -126,7 +126,7 @@ class OnnxRuntimeWebGpu:
     def start(self) -> None:
         """Import onnxruntime and register the plug-in."""
         if (missing := self.missing()) is not None:
-            raise BackendError(f"{self.name} cannot start: {missing}")
+            raise BackendUnavailableError(f"{self.name} cannot start: {missing}")
 
     def load(
         self, variant: Variant, model: bytes, *, compute: str, threads: int
