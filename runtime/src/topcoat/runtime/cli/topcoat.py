@@ -13,6 +13,7 @@ from topcoat.runtime._errors import BackendError, FrameError, MediaError
 from topcoat.runtime.cli import _shared, verify
 
 if TYPE_CHECKING:
+    from topcoat.runtime._explanation import Candidate
     from topcoat.runtime.bundle import Manifest
     from topcoat.runtime.frames import Frame
     from topcoat.runtime.model import Model
@@ -250,21 +251,29 @@ def _run_picture(arguments: argparse.Namespace) -> dict[str, Any]:
         target = _files.prepare_output(source, target, force=arguments.force)
         tiles = model.tiles(height, width)
         progress = Progress(tiles, "tiles", quiet=arguments.quiet or arguments.json or tiles == 1)
+
+        def advanced(done: int, total: int) -> None:
+            # Not counted on: they begin anew, and are others, where another engine takes over.
+            progress.count, progress.total = done - 1, total
+            progress.step()
+
         try:
-            styled = _style(model, picture, on_tile=lambda done, total: progress.step())
+            styled = _style(model, picture, on_tile=advanced)
         finally:
             progress.clear()
+        engine = model.explain().candidate_for(height, width)
+        tiles = model.tiles(height, width)
         _pictures.write_picture(target, styled)
         height, width = styled.frame.shape[:2]
         if not (arguments.quiet or arguments.json):
             cut = f"  {tiles} tiles" if tiles > 1 else ""
-            print(f"{target}  {width}x{height}{cut}  {_engine(model)}", file=sys.stderr)
+            print(f"{target}  {width}x{height}{cut}  {_engine(model, engine)}", file=sys.stderr)
         return {
             "output": str(target),
             "width": width,
             "height": height,
             "tiles": tiles,
-            **_engine_json(model),
+            **_engine_json(model, engine),
         }
 
 
@@ -387,15 +396,18 @@ def _run_video(arguments: argparse.Namespace) -> dict[str, Any]:
         progress = Progress(None, "frames", quiet=arguments.quiet or arguments.json)
         buffer: list[Frame] = []
         tiles = 1
+        engine: Candidate | None = None
 
         def started(total: int | None) -> None:
             progress.total = total
 
         def process(frame: Frame) -> Frame:
             # One output buffer for the whole video; it is encoded before the next frame comes.
-            nonlocal tiles
+            nonlocal tiles, engine
             styled = model.process(frame, out=buffer[0] if buffer else None)
-            tiles = model.tiles(*frame.shape[:2])
+            height, width = frame.shape[:2]
+            tiles = model.tiles(height, width)
+            engine = model.explain().candidate_for(height, width)
             buffer[:] = [styled]
             return styled
 
@@ -416,7 +428,7 @@ def _run_video(arguments: argparse.Namespace) -> dict[str, Any]:
             sound = f"{streams} sound stream{'' if streams == 1 else 's'} copied"
             print(
                 f"{target}  {report.frames} frames {report.width}x{report.height}  {sound}"
-                f"  {progress.rate:.2f} frames/s  {_engine(model)}",
+                f"  {progress.rate:.2f} frames/s  {_engine(model, engine)}",
                 file=sys.stderr,
             )
         return {
@@ -427,25 +439,28 @@ def _run_video(arguments: argparse.Namespace) -> dict[str, Any]:
             "audio_streams": report.audio_streams,
             "tiles_per_frame": tiles,
             "seconds": round(progress.seconds, 3),
-            **_engine_json(model),
+            **_engine_json(model, engine),
         }
 
 
-def _engine(model: Model) -> str:
-    chosen = model.explain().chosen
+def _engine(model: Model, engine: Candidate | None = None) -> str:
+    """Name the engine that ran for people; without one, that which was chosen."""
+    chosen = engine or model.explain().chosen
     assert chosen is not None
     matched = ", histogram matched" if model.match_histogram else ""
     return f"{chosen.backend} {chosen.compute}{matched}"
 
 
-def _engine_json(model: Model) -> dict[str, Any]:
-    chosen = model.explain().chosen
+def _engine_json(model: Model, engine: Candidate | None = None) -> dict[str, Any]:
+    explanation = model.explain()
+    chosen = engine or explanation.chosen
     assert chosen is not None
     return {
         "backend": chosen.backend,
         "compute": chosen.compute,
         "verified": chosen.verified,
         "histogram_matched": model.match_histogram,
+        "fallbacks": explanation.to_json()["fallbacks"],
     }
 
 
