@@ -28,7 +28,7 @@ from topcoat.runtime.backends._cuda import Driver
 from topcoat.runtime.backends.onnxruntime import import_onnxruntime
 from topcoat.runtime.backends.tensorrt import EngineSettings, TensorRt, TensorRtSession
 
-VERSION = "1.7.1.116"
+VERSIONS = {"tensorrt-rtx": "1.7.1.116", "tensorrt": "11.4.0.106"}
 _MAGIC = b"FAKE ENGINE\n"
 Sizes = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 """Smallest, best and largest (height, width)."""
@@ -116,11 +116,11 @@ class FakeTensorRt:
 
     Args:
         cuda: the driver that its engines run on.
-        version: ``__version__``.
+        name: "tensorrt-rtx" or "tensorrt", which can do less.
+        version: ``__version__``; None takes a usual one.
         capturable: what contexts say about being captured.
         capture_fails: a context refuses to be captured although it said that it may be.
         bytes_per_pixel: working memory of a context.
-        kernels_per_shape: how much a compiled shape adds to the runtime cache.
         milliseconds: what one frame takes on the device's clock.
     """
 
@@ -138,14 +138,16 @@ class FakeTensorRt:
         self,
         cuda: FakeCuda,
         *,
-        version: str = VERSION,
+        name: str = "tensorrt-rtx",
+        version: str | None = None,
         capturable: bool = True,
         capture_fails: bool = False,
         bytes_per_pixel: int = 64,
         milliseconds: float = 2.5,
     ) -> None:
         self.__name__ = "fake_tensorrt"
-        self.__version__ = version
+        self.__version__ = version or VERSIONS[name]
+        self.is_rtx = name == "tensorrt-rtx"
         self.cuda = cuda
         self.capturable = capturable
         self.capture_fails = capture_fails
@@ -158,6 +160,8 @@ class FakeTensorRt:
         self.configs: list[FakeRuntimeConfig] = []
         self.compiled: list[tuple[int, ...]] = []
         """Shapes whose kernels were compiled, not found in a runtime cache."""
+        self.profiles_used: list[int] = []
+        """The profile of each execution context, in order."""
         self.contexts = 0
         """Execution contexts that are alive."""
         self.refusals: dict[str, str] = {}
@@ -166,7 +170,7 @@ class FakeTensorRt:
     def Runtime(self, logger: Logger) -> FakeRuntime:  # noqa: N802 - the library's name
         if not self.cuda.stack:
             raise MisuseError("a Runtime was made without a driver")
-        return FakeRuntime(self, logger)
+        return FakeRtxRuntime(self, logger) if self.is_rtx else FakeRuntime(self, logger)
 
     def refuses(self, what: str, logger: Logger) -> bool:
         if what not in self.refusals:
@@ -180,6 +184,17 @@ class FakeRuntime:
     trt: FakeTensorRt
     logger: Logger
 
+    def deserialize_cuda_engine(self, data: bytes) -> FakeEngine | None:
+        header = _header(data)
+        if header is None:
+            self.logger.log(Severity.ERROR, "Serialization (assertion header.size == blobSize)")
+            return None
+        if self.trt.refuses("deserialize", self.logger):
+            return None
+        return FakeEngine(self.trt, self.logger, header, data[-header["bytes"] :])
+
+
+class FakeRtxRuntime(FakeRuntime):
     def get_engine_validity(self, data: bytes) -> tuple[EngineValidity, int]:
         header = _header(data)
         if header is None:
@@ -196,15 +211,6 @@ class FakeRuntime:
             return EngineValidity.INVALID, bits
         return (EngineValidity.VALID if here in header["targets"] else EngineValidity.SUBOPTIMAL), 0
 
-    def deserialize_cuda_engine(self, data: bytes) -> FakeEngine | None:
-        header = _header(data)
-        if header is None:
-            self.logger.log(Severity.ERROR, "Serialization (assertion header.size == blobSize)")
-            return None
-        if self.trt.refuses("deserialize", self.logger):
-            return None
-        return FakeEngine(self.trt, self.logger, header, data[-header["bytes"] :])
-
 
 class FakeEngine:
     def __init__(
@@ -216,6 +222,10 @@ class FakeEngine:
         self.num_io_tensors = 2
         self.num_optimization_profiles = len(header["profiles"])
         self.model = _session(model)
+
+    def __del__(self) -> None:
+        if not self.trt.cuda.stack:
+            self.trt.cuda.faults.append("an engine was destroyed without a current context")
 
     def get_tensor_name(self, number: int) -> str:
         return str((self.header["input"], self.header["output"])[number])
@@ -233,6 +243,8 @@ class FakeEngine:
         return [(1, *size, 3) for size in self.header["profiles"][number]]
 
     def create_runtime_config(self) -> FakeRuntimeConfig:
+        if not self.trt.is_rtx:
+            raise MisuseError("full TensorRT has no such settings")
         config = FakeRuntimeConfig(self.trt)
         self.trt.configs.append(config)
         return config
@@ -310,6 +322,7 @@ class FakeContext:
     def set_optimization_profile_async(self, number: int, stream: int) -> bool:
         self._profile = number
         self._shape = None
+        self.trt.profiles_used.append(number)
         return 0 <= number < self.engine.num_optimization_profiles
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
@@ -420,7 +433,7 @@ class Rig:
         **library: Any,  # noqa: ANN401 - FakeTensorRt's
     ) -> None:
         self.cuda = cuda or FakeCuda()
-        self.trt = FakeTensorRt(self.cuda, **library)
+        self.trt = FakeTensorRt(self.cuda, name=name, **library)
         self.installation = FakeInstallation(self.trt)
         self.driver = Driver(self.cuda, lambda: driver_version)
         self.backend = TensorRt(
@@ -441,14 +454,15 @@ class Rig:
         self,
         bundle: Path,
         others: tuple[Backend, ...] = (),
-        **how: Any,  # noqa: ANN401 - Model's
+        **how: Any,  # noqa: ANN401 - as topcoat.runtime.open
     ) -> tr.Model:
         """Open a bundle as ``topcoat.runtime.open`` does, on the fakes."""
         manifest = tr.read_manifest(bundle)
-        asked = {"backend": "auto", "precision": None, "threads": 1, "allow_unverified": False}
-        for_choice = asked | {key: how.pop(key) for key in list(how) if key in asked}
-        explanation, session = choose(manifest, (self.backend, *others), **for_choice)
-        return tr.Model(manifest, explanation, session, **how)
+        wishes = {"backend", "precision", "allow_unverified", "variant", "fallback"}
+        wish = {"backend": "auto", "precision": None, "allow_unverified": False}
+        wish |= {key: how.pop(key) for key in wishes & set(how)}
+        explanation, engines = choose(manifest, (self.backend, *others), threads=1, **wish)  # type: ignore[arg-type]
+        return tr.Model(manifest, explanation, engines, **how)
 
     def check(self) -> None:
         """Raise what a real driver would have crashed on."""
@@ -458,7 +472,7 @@ class Rig:
 def engine_bytes(
     model: bytes,
     *,
-    version: str = VERSION,
+    version: str = VERSIONS["tensorrt-rtx"],
     targets: tuple[str, ...] = ("sm89",),
     profiles: tuple[Sizes, ...] = (ANY,),
     scale: int = 1,
@@ -485,7 +499,7 @@ def make_engine_bundle(
     *,
     kind: str = "tensorrt-rtx",
     precision: str = "fp32",
-    version: str = VERSION,
+    version: str | None = None,
     targets: tuple[str, ...] = ("sm89",),
     driver: str | None = None,
     profiles: tuple[Sizes, ...] = (ANY,),
@@ -501,7 +515,7 @@ def make_engine_bundle(
         folder: where the copy goes; its name stays.
         kind: "tensorrt-rtx" or "tensorrt".
         precision: what the manifest says; the fake computes in fp32 anyway.
-        version: of the library that built it.
+        version: of the library that built it; None takes the one that the fake has.
         targets: GPU generations that it was built for.
         driver: major version of the driver that it was built with.
         profiles: the frame sizes that it takes.
@@ -517,6 +531,7 @@ def make_engine_bundle(
     manifest = json.loads((bundle / "manifest.json").read_text())
     first = manifest["variants"][0]
     ports = (first["input"]["name"], first["output"]["name"])
+    version = version or VERSIONS[kind]
     described: dict[str, Any] = {
         "version": version,
         "targets": targets,
@@ -560,6 +575,8 @@ def _header(data: bytes) -> dict[str, Any] | None:
     if not data.startswith(_MAGIC):
         return None
     line, _, model = data[len(_MAGIC) :].partition(b"\n")
+    if not line.endswith(b"}"):
+        return None
     header: dict[str, Any] = json.loads(line)
     return header if len(model) == header["bytes"] else None
 

@@ -132,7 +132,7 @@ class Driver:
     def __init__(
         self, library: Library, driver_version: Callable[[], str | None] | None = None
     ) -> None:
-        self._driver_version = driver_version or _installed_driver_version
+        self._driver_version = driver_version or installed_driver_version
         self._functions: dict[str, Callable[..., int]] = {}
         for name, arguments in _SIGNATURES.items():
             address = library.address(name)
@@ -478,10 +478,12 @@ class Graph(_Owned):
 # --------------------------------------------------------------------------------- driver version
 
 
-def _installed_driver_version() -> str | None:
-    """Return the version of the kernel's driver: from Linux's /proc, else from NVML."""
+def installed_driver_version(
+    report: Path = Path("/proc/driver/nvidia/version"),
+) -> str | None:
+    """Return the version of the kernel's driver: as Linux reports it, else from NVML."""
     try:
-        text = Path("/proc/driver/nvidia/version").read_text()
+        text = report.read_text()
     except OSError:  # Windows, WSL, or not mounted in a container
         return _nvml_driver_version()
     found = re.search(r"\b(\d{3,}\.\d+(?:\.\d+)*)\b", text)

@@ -129,21 +129,25 @@ class Engine:
             profile: the number of the profile.
             shape: (1, H, W, C).
         """
-        if self._config is not None:
-            execution = self._engine.create_execution_context(self._config)
-        else:
-            strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
-            execution = self._engine.create_execution_context(strategy)
+        how = self._config
+        if how is None:
+            how = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        execution = self._engine.create_execution_context(how)
         if execution is None:
             raise self.failure("made no execution context")
-        if not execution.set_optimization_profile_async(profile, self.stream.handle):
-            raise self.failure(f"refused profile {self._profiles[profile]}")
-        self.stream.synchronize()
-        if not execution.set_input_shape(self.variant.input.name, shape):
-            raise self.failure(f"refused frames of shape {shape}")
-        made = tuple(execution.get_tensor_shape(self.variant.output.name))
-        if len(made) != 4 or made[0] != 1 or min(made) < 1:
-            raise self.failure(f"makes {made} of a frame of shape {shape}")
+        try:
+            if not execution.set_optimization_profile_async(profile, self.stream.handle):
+                raise self.failure(f"refused profile {self._profiles[profile]}")
+            self.stream.synchronize()
+            if not execution.set_input_shape(self.variant.input.name, shape):
+                raise self.failure(f"refused frames of shape {shape}")
+            made = tuple(execution.get_tensor_shape(self.variant.output.name))
+            if len(made) != 4 or made[0] != 1 or min(made) < 1:
+                raise self.failure(f"makes {made} of a frame of shape {shape}")
+        except BaseException:
+            # The exception keeps this frame: its context would outlive the engine.
+            execution = None
+            raise
         return execution, made
 
     def failure(self, what: str) -> BackendError:
@@ -202,12 +206,14 @@ class Engine:
 
     def _check_tensors(self) -> None:
         """Compare the engine's input, output and profiles with the manifest."""
-        trt, engine, variant = self._trt, self._engine, self.variant
+        # No local name for the engine: an exception would keep it beyond close().
+        reads, variant = self._trt.TensorIOMode.INPUT, self.variant
         found = []
-        for number in range(engine.num_io_tensors):
-            name = engine.get_tensor_name(number)
-            role = "input" if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT else "output"
-            kind, layout = engine.get_tensor_dtype(name), engine.get_tensor_format(name)
+        for number in range(self._engine.num_io_tensors):
+            name = self._engine.get_tensor_name(number)
+            role = "input" if self._engine.get_tensor_mode(name) == reads else "output"
+            kind = self._engine.get_tensor_dtype(name)
+            layout = self._engine.get_tensor_format(name)
             found.append((role, name, kind.name, layout.name))
         wanted = [("input", variant.input.name), ("output", variant.output.name)]
         if sorted(found) != [(*port, "UINT8", "LINEAR") for port in wanted]:
@@ -217,8 +223,8 @@ class Engine:
                 f" {variant.output.name!r} of uint8; export the bundle again"
             )
         built = []
-        for number in range(engine.num_optimization_profiles):
-            shapes = engine.get_tensor_profile_shape(variant.input.name, number)
+        for number in range(self._engine.num_optimization_profiles):
+            shapes = self._engine.get_tensor_profile_shape(variant.input.name, number)
             least, best, most = ((int(shape[1]), int(shape[2])) for shape in shapes)
             built.append(Profile(min=least, opt=best, max=most))
         if tuple(built) != self._profiles:
@@ -298,7 +304,7 @@ def _reasons(module: Any, bits: int, device: Device) -> str:  # noqa: ANN401 - n
 
 
 def _means_out_of_memory(said: str) -> bool:
-    return re.search(r"out of ?memory|MemoryAllocation", said, re.IGNORECASE) is not None
+    return re.search(r"out ?of ?memory|MemoryAllocation", said, re.IGNORECASE) is not None
 
 
 def _one_line(text: str) -> str:

@@ -55,14 +55,14 @@ class Plan:
         self.source_shape = source_shape
         self.fresh = True
         """Whether no frame was run yet."""
-        self._execution: Any
-        self._execution, self.result_shape = engine.new_execution(profile, source_shape)
-        self.source_bytes = math.prod(self.source_shape)
-        self.result_bytes = math.prod(self.result_shape)
-        # Of this shape, not of the profile's largest; an engine without any still wants an address.
-        size = max(int(self._execution.update_device_memory_size_for_shapes()), ALIGNMENT)
-        self._scratch = DeviceMemory(self._driver, size)
+        self._execution: Any = None
         try:
+            self._execution, self.result_shape = engine.new_execution(profile, source_shape)
+            self.source_bytes = math.prod(self.source_shape)
+            self.result_bytes = math.prod(self.result_shape)
+            # Of this shape, not of the profile's largest; even if it is 0, an address is wanted.
+            size = max(int(self._execution.update_device_memory_size_for_shapes()), ALIGNMENT)
+            self._scratch = DeviceMemory(self._driver, size)
             self._execution.set_device_memory(self._scratch.handle, size)
             self._capture = use_graph and self._may_be_captured()
         except BaseException:
