@@ -93,15 +93,29 @@ def test_the_manifest_in_the_bundle_document_is_one(bundle: Path) -> None:
 
     import topcoat.runtime as tr
 
-    (shown,) = blocks_of("bundle.md", "json")
+    shown, engine = blocks_of("bundle.md", "json")
     manifest = json.loads(shown)
     # The document abbreviates hashes; everything else is read as it stands.
     model = (bundle / "model.fp32.onnx").read_bytes()
     card = (bundle / "card.md").read_bytes()
     manifest["variants"][0] |= {"sha256": hashlib.sha256(model).hexdigest(), "bytes": len(model)}
     manifest["files"]["card.md"] = {"sha256": hashlib.sha256(card).hexdigest(), "bytes": len(card)}
+    (bundle / "engine").write_bytes(b"an engine")
+    built = json.loads(f"{{{engine}}}")
+    built["engine"]["key"] = hashlib.sha256(b"key").hexdigest()
+    manifest["variants"] += [
+        {
+            **manifest["variants"][0],
+            **{"file": "engine", "kind": "tensorrt-rtx", "precision": "fp16", "opset": None},
+            **{"sha256": hashlib.sha256(b"an engine").hexdigest(), "bytes": 9, "parity": []},
+            **built,
+        }
+    ]
     (bundle / "manifest.json").write_text(json.dumps(manifest))
-    assert tr.verify_files(bundle).name == "candy"
+    read = tr.verify_files(bundle)
+    assert read.name == "candy"
+    assert read.variants[1].engine is not None
+    assert str(read.variants[1].engine.profiles[0]) == "8x8:1920x1080:3840x2160"
 
 
 def test_every_backend_and_error_is_documented() -> None:
