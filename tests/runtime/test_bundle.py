@@ -307,3 +307,68 @@ def test_no_manifest_makes_the_reader_fail_in_another_way(
         tr.read_manifest(folder)
     except tr.BundleError as error:
         one_line(error)
+
+
+# ---------------------------------------------------------------------------------------- engines
+
+
+def engine_entry(**changes: Any) -> dict[str, Any]:  # noqa: ANN401 - JSON
+    return {
+        "library": "tensorrt_rtx",
+        "version": "1.7.1.116",
+        "targets": ["sm89"],
+        "driver": None,
+        "profiles": [{"min": [16, 16], "opt": [48, 64], "max": [256, 256]}],
+        "key": "5c" * 32,
+        **changes,
+    }
+
+
+def test_an_engine_says_what_it_was_built_for(edit_manifest: Edit) -> None:
+    def change(manifest: dict[str, Any]) -> None:
+        manifest["variants"][0] |= {"kind": "tensorrt-rtx", "engine": engine_entry()}
+
+    engine = tr.read_manifest(edit_manifest(change)).variants[0].engine
+    assert engine is not None
+    (profile,) = engine.profiles
+    assert str(profile) == "16x16:64x48:256x256"
+    assert profile.holds(16, 256)
+    assert not profile.holds(15, 64)
+    assert not profile.holds(48, 257)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"library": "tensorrt"}, "wanted 'tensorrt_rtx'"),
+        ({"version": None}, "engine.version is None"),
+        ({"targets": []}, "engine.targets is \\[\\]"),
+        ({"targets": "sm89"}, "wanted a list"),
+        ({"profiles": []}, "wanted the sizes"),
+        ({"profiles": [{"min": [1], "opt": [1, 1], "max": [2, 2]}]}, "wanted height and width"),
+        ({"profiles": [{"min": [0, 1], "opt": [1, 1], "max": [2, 2]}]}, "whole numbers from 1 up"),
+        ({"profiles": [{"min": [4, 4], "opt": [2, 8], "max": [8, 8]}]}, "between min and max"),
+        ({"key": "abc"}, "64 lower-case"),
+        ({"driver": 580}, "engine.driver is 580"),
+    ],
+)
+def test_an_engine_entry_that_makes_no_sense_is_refused(
+    edit_manifest: Edit, changes: dict[str, Any], words: str
+) -> None:
+    def change(manifest: dict[str, Any]) -> None:
+        manifest["variants"][0] |= {"kind": "tensorrt-rtx", "engine": engine_entry(**changes)}
+
+    with pytest.raises(tr.BundleError, match=words):
+        tr.read_manifest(edit_manifest(change))
+
+
+def test_a_row_holds_for_its_own_device_alone(edit_manifest: Edit) -> None:
+    def change(manifest: dict[str, Any]) -> None:
+        row = {"backend": "tensorrt-rtx", "compute": "fp32", "passed": True, "device": "sm89"}
+        manifest["variants"][0] |= {"kind": "tensorrt-rtx", "engine": engine_entry()}
+        manifest["variants"][0]["parity"] = [row]
+
+    variant = tr.read_manifest(edit_manifest(change)).variants[0]
+    assert variant.parity_row("tensorrt-rtx", "fp32", "sm89") is not None
+    assert variant.parity_row("tensorrt-rtx", "fp32", "sm120") is None
+    assert variant.parity_row("tensorrt-rtx", "fp32") is None
