@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from topcoat.export.sources import Source
+from topcoat.export.sources.onnx_file import KIND as ONNX
 from topcoat.runtime.parity import ParityReport, parity_table
 
 
@@ -18,7 +19,11 @@ def card_markdown(manifest: Mapping[str, Any], report: ParityReport, source: Sou
     name, size, scale = manifest["name"], manifest["size"], manifest["scale"]
     texture = manifest["task"] == "texture"
     network = manifest["checkpoint"]["network"]
-    settings = ", ".join(f"{key} {value}" for key, value in network["settings"].items())
+    elsewhere = source.kind is not None
+    settings = ", ".join(f"{key} {_words(value)}" for key, value in network["settings"].items())
+    if not settings and not elsewhere:
+        settings = "default settings"
+    settings = f" ({settings})" if settings else ""
     trained = (
         [("Texture" if texture else "Style", _style(source.style))]
         if scale == 1
@@ -37,7 +42,7 @@ def card_markdown(manifest: Mapping[str, Any], report: ParityReport, source: Sou
         ("Task", task_words(manifest["task"], scale)),
         (
             "Network",
-            f"{network['name']} ({settings or 'default settings'}), {source.parameters:,} weights",
+            f"{network['name']}{settings}, {source.parameters:,} weights",
         ),
         *(
             [("Recipe", f"{source.recipe.get('name')}, {source.step} steps")]
@@ -45,13 +50,16 @@ def card_markdown(manifest: Mapping[str, Any], report: ParityReport, source: Sou
             else []
         ),
         *(("Origin", note) for note in source.notes),
-        *trained,
-        ("Losses at the end", _losses(source.history)),
+        *([] if elsewhere else [*trained, ("Losses at the end", _losses(source.history))]),
         ("Frames", frames),
         ("Sizes", _sizes(size, texture)),
         ("Memory", _memory(manifest["memory_per_pixel"], size["halo"])),
         ("Made by", ", ".join(f"{tool} {v}" for tool, v in manifest["made_by"].items())),
     ]
+    # Who answers for the network, where there is no PyTorch in it.
+    reference = (
+        "ONNX Runtime (fp32, the file as it came)" if source.kind == ONNX else "PyTorch (fp32)"
+    )
     models = [
         f"| `{v['file']}` | {v['precision']} | {v['bytes'] / 1e6:.2f} MB | `{v['sha256'][:12]}…` |"
         for v in manifest["variants"]
@@ -70,7 +78,7 @@ def card_markdown(manifest: Mapping[str, Any], report: ParityReport, source: Sou
         [
             f"# {name}",
             "",
-            *(_TEXTURE_PICTURES if texture else _pictures(scale)),
+            *(_TEXTURE_PICTURES if texture else _pictures(scale, elsewhere)),
             "",
             "| | |",
             "|---|---|",
@@ -82,7 +90,7 @@ def card_markdown(manifest: Mapping[str, Any], report: ParityReport, source: Sou
             "",
             "## Parity",
             "",
-            "The same frames through PyTorch (fp32) and through each engine: the largest",
+            f"The same frames through {reference} and through each engine: the largest",
             "difference of any value in 8-bit steps, and the PSNR of each group of frames. Every",
             "number is in `parity.json`.",
             "",
@@ -103,7 +111,7 @@ def card_markdown(manifest: Mapping[str, Any], report: ParityReport, source: Sou
             "```",
             "",
             f"`golden_in.png` and `golden_out.png` are {'noise' if texture else 'a frame'} and"
-            " PyTorch's answer to it: an",
+            f" {reference.split(' (')[0]}'s answer to it: an",
             "engine that is wired up well gives the second for the first, within its row above.",
             "",
         ]
@@ -116,6 +124,10 @@ _TEXTURE_PICTURES = [
     "One texture of seed 0, three times beside and below itself: it continues itself on every",
     "side. Another seed gives another texture of the same kind.",
 ]
+
+
+def _words(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def task_words(task: str, scale: int) -> str:
@@ -135,17 +147,18 @@ def degradation_blur(recipe: Mapping[str, Any]) -> float | None:
     return float(blur)
 
 
-def _pictures(scale: int) -> list[str]:
+def _pictures(scale: int, elsewhere: bool) -> list[str]:
     if scale == 1:
         return [
             "| ![a photograph](golden_in.png) | ![the network's answer](golden_out.png) |",
             "|---|---|",
             "| a photograph | what the network makes of it |",
         ]
+    training = "" if elsewhere else ", as in training"
     return [
         "![bicubic enlargement, the network's, and the original](comparison.png)",
         "",
-        f"Part of a photograph that was shrunk {scale} times, as in training: enlarged with",
+        f"Part of a photograph that was shrunk {scale} times{training}: enlarged with",
         "bicubic, by this network, and the original.",
     ]
 

@@ -120,8 +120,8 @@ def _values(model: onnx.ModelProto) -> tuple[Mapping[str, int], Mapping[str, lis
         tensor = value.type.tensor_type
         shape_of[value.name] = [dim.dim_value for dim in tensor.shape.dim]
         item = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).itemsize
-        batch, *sides = shape_of[value.name]
+        sides = list(shape_of[value.name])
         if value.name in blocked:
-            sides[0] = BLOCK * math.ceil(sides[0] / BLOCK)
-        bytes_of[value.name] = item * batch * math.prod(sides)
+            sides[1] = BLOCK * math.ceil(sides[1] / BLOCK)
+        bytes_of[value.name] = item * math.prod(sides)
     return bytes_of, shape_of

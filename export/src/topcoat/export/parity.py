@@ -70,7 +70,7 @@ class TorchReference:
     @property
     def name(self) -> str:
         """What rows and progress call it."""
-        return "PyTorch fp32"
+        return str(getattr(self.network, "answered_by", "PyTorch fp32"))
 
     @property
     def scale(self) -> int:

@@ -8,10 +8,9 @@ of it, and what is known of its origin. A further kind of file is one module tha
 import os
 from pathlib import Path
 
-from topcoat.export.onnx_from_checkpoint import onnx_from_network
 from topcoat.export.sources import fast_neural_style, spandrel_network
 from topcoat.export.sources._onnx_graph import ChannelOrder, ValueRange
-from topcoat.export.sources._source import Source, SourceError
+from topcoat.export.sources._source import Source, SourceError, to_onnx_of
 from topcoat.export.sources.onnx_file import open_onnx
 from topcoat.export.sources.weights_file import (
     WANTED,
@@ -43,7 +42,7 @@ def source_from_checkpoint(checkpoint: Checkpoint, sha256: str | None = None) ->
         name=str(checkpoint.network["name"]),
         settings=dict(checkpoint.network["settings"]),
         parameters=sum(tensor.numel() for tensor in checkpoint.weights.values()),
-        to_onnx=lambda precision: onnx_from_network(network, precision, task=checkpoint.task),
+        to_onnx=to_onnx_of(network, checkpoint.task),
         sha256=sha256,
         recipe=checkpoint.recipe,
         step=checkpoint.step,

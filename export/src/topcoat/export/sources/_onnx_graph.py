@@ -136,19 +136,25 @@ def framed(
     graph = made.graph
     _prefix(graph)
     (old_in,), (old_out,) = list(graph.input), list(graph.output)
-    before = _Chain("before", names[0])
-    # A graph that takes bytes is given the same values as numbers: engines take bytes in a Cast
-    # only, and what a graph does with them first (Transpose, Cast) does not mind.
     kind = element_type(old_in)
-    number = _FLOAT if kind == _BYTE else kind
-    before.add("Cast", to=number)
-    if ends.layout == "NCHW":
-        before.add("Transpose", perm=_TO_PLANES)
-    if ends.channel_order == "bgr":
-        before.gather_reversed(axis=1 if ends.layout == "NCHW" else 3)
-    if ends.value_range == 1 and kind != _BYTE:
-        before.add("Mul", before.scalar(1 / 255, number))
-    before.end(old_in.name)
+    before = _Chain("before", names[0])
+    readers = [node for node in graph.node if old_in.name in node.input]
+    as_it_is = kind == _BYTE and ends.layout == "NHWC" and ends.channel_order == "rgb"
+    if as_it_is and {node.op_type for node in readers} == {"Cast"}:
+        for node in readers:
+            node.input[0] = names[0]
+    else:
+        # A graph that takes bytes is given the same values as numbers: engines take bytes in a
+        # Cast only, and what a graph does with them first (Transpose, Cast) does not mind.
+        number = _FLOAT if kind == _BYTE else kind
+        before.add("Cast", to=number)
+        if ends.layout == "NCHW":
+            before.add("Transpose", perm=_TO_PLANES)
+        if ends.channel_order == "bgr":
+            before.gather_reversed(axis=1 if ends.layout == "NCHW" else 3)
+        if ends.value_range == 1:
+            before.add("Mul", before.scalar(1 / 255, number))
+        before.end(old_in.name)
 
     after = _Chain("after", old_out.name)
     last = _maker(graph, old_out.name)

@@ -12,8 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from topcoat.export.onnx_from_checkpoint import onnx_from_network
-from topcoat.export.sources._source import Source, SourceError
+from topcoat.export.sources._source import Source, SourceError, to_onnx_of
 from topcoat.train.networks import FrameNetwork
 
 KIND = "fast-neural-style"
@@ -130,7 +129,7 @@ def recognise(path: Path, weights: Mapping[str, Tensor], sha256: str) -> Source 
         name="fast-neural-style",
         settings=settings,
         parameters=sum(value.numel() for value in known.values()),
-        to_onnx=lambda precision: onnx_from_network(network, precision, task="style"),
+        to_onnx=to_onnx_of(network, "style"),
         sha256=sha256,
         kind=KIND,
         notes=("weights of the TransformerNet of pytorch/examples (fast_neural_style)",),

@@ -1,7 +1,7 @@
 """ONNX files of other projects: anything that takes one picture and gives one."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -150,17 +150,17 @@ def open_onnx(
     producer = " ".join(part for part in (model.producer_name, model.producer_version) if part)
     notes = (
         f"an ONNX file{f' made by {producer}' if producer else ''}, "
-        f"{'float16' if half else 'float32'}, run as it is by ONNX Runtime for comparison",
+        f"{'float16' if half else 'float32'}",
         f"takes {ends.layout}, {ends.channel_order.upper()} ({order_how}), white is "
         f"{ends.value_range}; gives {ends.layout_out}, white is {ends.range_out}",
     )
 
-    def to_onnx(precision: Precision) -> onnx.ModelProto:
-        if precision != "fp32" and not half:
+    def to_onnx(precision: Precision = "fp32", *, keep_fp32: Sequence[str] = ()) -> onnx.ModelProto:
+        if keep_fp32 or (precision != "fp32" and not (precision == "fp16" and half)):
             raise SourceError(
-                f"{path} is a float32 ONNX file, of which no {precision} model is made: rewriting "
-                "a finished graph is not sound; leave the option out, or give the float16 file "
-                "that its own exporter writes"
+                f"{path} is an ONNX file of {'float16' if half else 'float32'}, of which no "
+                f"{precision} model is made: rewriting the types of a finished graph is not sound; "
+                "leave the option out, or give the file that its own exporter writes in float16"
             )
         body = widened(free) if precision == "fp32" else free
         return _framed(path, body, network, precision, task, sha256)
@@ -168,8 +168,8 @@ def open_onnx(
     return Source(
         network=network,
         task=task,
-        name=model.graph.name or "graph",
-        settings={},
+        name="ONNX graph",
+        settings={"name": model.graph.name} if model.graph.name else {},
         parameters=sum(math.prod(tensor.dims) for tensor in weights),
         to_onnx=to_onnx,
         sha256=sha256,

@@ -9,17 +9,20 @@ import importlib
 import importlib.metadata
 import importlib.util
 import re
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import onnx
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from topcoat.export.onnx_from_checkpoint import Precision, onnx_from_network
-from topcoat.export.sources._sides import LARGEST, smallest_side
-from topcoat.export.sources._source import Source, SourceError
+from topcoat.export.onnx_from_checkpoint import Precision
+from topcoat.export.sources._sides import LARGEST, size_rule, smallest_side
+from topcoat.export.sources._source import Source, SourceError, ToOnnx, to_onnx_of
 from topcoat.train.networks import FrameNetwork
 
 KIND = "spandrel"
@@ -132,7 +135,9 @@ def recognise(path: Path, weights: Mapping[str, Tensor], sha256: str) -> Source 
         return None
     name = str(architecture.name)
     try:
-        descriptor = architecture.load(dict(weights))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what torch tells the architectures' authors
+            descriptor = architecture.load(dict(weights))
     except Exception as error:  # spandrel deduces settings from keys and shapes, and may stumble
         raise SourceError(
             f"{path} looks like a {name} network, but {_why_not_loaded(error, weights)}"
@@ -148,7 +153,8 @@ def recognise(path: Path, weights: Mapping[str, Tensor], sha256: str) -> Source 
         size_multiple=requirements.multiple_of,
     )
     network = network.eval().requires_grad_(False)
-    network.size_min = _least_side(path, name, network, max(requirements.minimum, 1))
+    _merge_branches(network)
+    _find_sizes(path, name, network, max(requirements.minimum, 1))
     version = importlib.metadata.version("spandrel")
     task = "super-resolution" if descriptor.scale > 1 else "restoration"
     return Source(
@@ -157,11 +163,27 @@ def recognise(path: Path, weights: Mapping[str, Tensor], sha256: str) -> Source 
         name=name,
         settings={"tags": list(descriptor.tags)} if descriptor.tags else {},
         parameters=sum(value.numel() for value in network.parameters()),
-        to_onnx=lambda precision: _to_onnx(path, name, network, precision, task),
+        to_onnx=_with_reason(path, name, to_onnx_of(network, task)),
         sha256=sha256,
         kind=KIND,
         notes=(f"weights of the architecture {name}, which spandrel {version} rebuilt",),
     )
+
+
+def _merge_branches(network: nn.Module) -> None:
+    """Have weights that are sums of others (SPAN's) computed once and not on every frame.
+
+    Assigning weights while a frame is answered also takes torch's exporter down with it.
+    """
+    for module in network.modules():
+        merge = getattr(module, "update_params", None)
+        if callable(merge):
+            merge()
+            object.__setattr__(module, "update_params", _nothing)
+
+
+def _nothing() -> None:
+    """Stand in for a step that is done: by name, so that the network can be copied."""
 
 
 def _import() -> Any:  # noqa: ANN401 - a module
@@ -216,13 +238,21 @@ def _quoted(text: str, title: str) -> list[str]:
     return []
 
 
-def _least_side(path: Path, name: str, network: SpandrelNetwork, least: int) -> int:
+def _find_sizes(path: Path, name: str, network: SpandrelNetwork, least: int) -> None:
+    """Set the size rule of a network, by running it.
+
+    Some architectures fill frames up to whole windows themselves. Sizes that need no filling are
+    asked for instead: a graph for them is several times smaller, and engines that cannot pad by
+    what they compute take it.
+    """
     reasons: list[str] = []
 
-    def answers(height: int, width: int) -> bool:
+    def answers(height: int, width: int, *, filled: bool = True) -> bool:
         frame = torch.full((1, 3, height, width), 0.5)
+        fills = _Fills()
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), warnings.catch_warnings(), fills:
+                warnings.simplefilter("ignore")
                 answer = network(frame)
         except (RuntimeError, ValueError, IndexError, AssertionError) as error:
             reasons.append(_first_line(error))
@@ -231,27 +261,59 @@ def _least_side(path: Path, name: str, network: SpandrelNetwork, least: int) -> 
         if tuple(answer.shape) != wanted:
             reasons.append(f"it answers {tuple(frame.shape)} with {tuple(answer.shape)}")
             return False
-        return True
+        return filled or not fills.found
 
+    rule = size_rule(lambda height, width: answers(height, width, filled=False))
+    if rule is not None and rule[0] % network.size_multiple == 0:
+        network.size_multiple, smallest = rule
+        network.size_min = max(smallest, -(-least // rule[0]) * rule[0])
+        return
     side = smallest_side(answers, network.size_multiple, least)
     if side is None:
         raise SourceError(
             f"{path} is a {name} network, but takes no frame of up to {LARGEST} pixels a side "
             f"({reasons[-1]}); get the file again, or try another version of spandrel"
         )
-    return side
+    network.size_min = side
 
 
-def _to_onnx(
-    path: Path, name: str, network: FrameNetwork, precision: Precision, task: str
-) -> onnx.ModelProto:
-    try:
-        return onnx_from_network(network, precision, task=task)
-    except Exception as error:  # the exporter's errors have no common base, and may come from code
-        raise SourceError(
-            f"{path} is a {name} network, which torch {torch.__version__} cannot export for frames "
-            f"of any size ({_first_line(_root(error))}); take another architecture"
-        ) from error
+class _Fills(TorchFunctionMode):
+    """Notices padding on the right or at the bottom alone: what fills a frame up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found = False
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,  # noqa: ANN401 - as torch defines it
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401
+        kwargs = kwargs or {}
+        if func is F.pad:
+            pads = list(args[1] if len(args) > 1 else kwargs["pad"])
+            self.found |= any(
+                before == 0 and after > 0
+                for before, after in zip(pads[::2], pads[1::2], strict=True)
+            )
+        return func(*args, **kwargs)
+
+
+def _with_reason(path: Path, name: str, export: ToOnnx) -> ToOnnx:
+    """Name the architecture, in one sentence, where torch's exporter would fill a screen."""
+
+    def to_onnx(precision: Precision = "fp32", *, keep_fp32: Sequence[str] = ()) -> onnx.ModelProto:
+        try:
+            return export(precision, keep_fp32=keep_fp32)
+        except Exception as error:  # the exporter's errors have no common base
+            raise SourceError(
+                f"{path} is a {name} network, which torch {torch.__version__} cannot export for "
+                f"frames of any size ({_first_line(_root(error))}); take another architecture"
+            ) from error
+
+    return to_onnx
 
 
 def _root(error: BaseException) -> BaseException:
