@@ -139,6 +139,11 @@ def test_the_command_measures_and_writes_json(
     assert [(c["output_width"], c["output_height"]) for c in cells] == [(32, 24), (40, 40)]
     for cell in cells:
         assert len(cell["latencies_ms"]) == len(cell["cold_ms"]) == 2
+        assert cell["ran"] == {
+            "backend": "onnxruntime-cpu",
+            "compute": "fp32",
+            "variant": "model.fp32.onnx",
+        }
         latencies = sorted(itertools.chain(*cell["latencies_ms"]))
         assert cell["frames"] == len(latencies) >= 6
         assert 0 < cell["p50_ms"] <= cell["p95_ms"] <= cell["p99_ms"] <= cell["max_ms"]
@@ -148,6 +153,23 @@ def test_the_command_measures_and_writes_json(
             # More than numpy alone, less than this machine has: a number with the right unit.
             assert 20 < cell["peak_memory_mb"] < 4000
     assert [path.name for path in out.parent.iterdir()] == ["latency.json"]
+
+
+def test_two_files_of_one_backend_are_measured_apart_and_named(
+    edit_manifest: Edit, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def change(manifest: dict[str, Any]) -> None:
+        first, second = manifest["variants"]
+        second["precision"] = "fp32"  # a second file that the backend runs at fp32
+        second["parity"] = first["parity"]
+
+    bundle, out = edit_manifest(change), tmp_path / "latency.json"
+    assert main([str(bundle), *QUICK, *ORT, "--rounds", "1", "--json", str(out)]) == 0
+    cells = json.loads(out.read_text())["cells"]
+    files = ["model.fp32.onnx", "model.fp16.onnx"] * 2
+    assert [cell["variant"] for cell in cells] == files
+    assert [cell["ran"]["variant"] for cell in cells] == files
+    assert "onnxruntime-cpu fp32 [model.fp16.onnx]" in capsys.readouterr().out
 
 
 class Page(HTMLParser):

@@ -32,7 +32,7 @@ from topcoat.runtime._errors import (
     TopcoatError,
     UnverifiedWarning,
 )
-from topcoat.runtime._explanation import Candidate, Engine, Explanation, Fallback
+from topcoat.runtime._explanation import Candidate, EngineName, Explanation, Fallback
 from topcoat.runtime._textures import noise_frame
 from topcoat.runtime._verification import verify
 from topcoat.runtime.bundle import (
@@ -61,8 +61,8 @@ __all__ = [
     "Candidate",
     "DeviceLostError",
     "DeviceMemoryError",
-    "Engine",
     "EngineInfo",
+    "EngineName",
     "Explanation",
     "Fallback",
     "FallbackWarning",

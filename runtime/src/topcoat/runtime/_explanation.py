@@ -8,7 +8,7 @@ from typing import Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Engine:
+class EngineName:
     """One way to run a bundle; ``str()`` names it for people."""
 
     backend: str
@@ -42,11 +42,11 @@ class Candidate:
     """Whether the bundle holds a passed parity check for it."""
 
     @property
-    def engine(self) -> Engine:
+    def engine(self) -> EngineName:
         """The engine that this is a verdict on; only of candidates with a model file."""
         assert self.compute is not None
         assert self.variant is not None
-        return Engine(backend=self.backend, compute=self.compute, variant=self.variant)
+        return EngineName(backend=self.backend, compute=self.compute, variant=self.variant)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,8 +58,8 @@ class Fallback:
     """Of the frames, as they were given to ``process``."""
     batch: int
     """How many of them were given at once."""
-    failed: Engine
-    used: Engine
+    failed: EngineName
+    used: EngineName
     """What runs frames of this size now; the same as ``failed`` where they are only cut up."""
     tiles: int
     """How many tiles a frame is run in now; 1 is as a whole. 1 with ``failed`` == ``used``: the

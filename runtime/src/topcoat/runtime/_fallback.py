@@ -26,14 +26,14 @@ from topcoat.runtime._errors import (
     FallbackWarning,
     FrameOutsideProfileError,
 )
-from topcoat.runtime._explanation import Candidate, Engine, Explanation, Fallback
+from topcoat.runtime._explanation import Candidate, EngineName, Explanation, Fallback
 from topcoat.runtime.backends import Session
 from topcoat.runtime.bundle import Profile
 
 FrameSize = tuple[int, int, int]
 """(batch, height, width) of what ``process`` was given."""
 
-_Change = tuple[FrameSize, Engine, Engine, int]
+_Change = tuple[FrameSize, EngineName, EngineName, int]
 """What failed on which frames, what runs them now and in how many tiles."""
 
 SIZES_KEPT = 1024
@@ -55,7 +55,7 @@ class Way:
     """None until it is needed, and after it is closed."""
 
     @property
-    def engine(self) -> Engine:
+    def engine(self) -> EngineName:
         return self.candidate.engine
 
 
