@@ -86,7 +86,9 @@ def run_choice(
         variant=variant,
         fallback=fallback,
     )
-    return explanation, engines.session_for((1, 64, 64), (64, 64))
+    session = engines.loaded((1, 64, 64))
+    assert session is not None
+    return explanation, session
 
 
 def openvino(**values: object) -> FakeBackend:

@@ -285,7 +285,8 @@ def test_too_little_device_memory_makes_tiles_smaller_until_they_fit(photograph:
         np.testing.assert_array_equal(model.process(photograph), enlarged)
         assert len(gpu.given) - before == tiles, "the size was found out anew"
         fallbacks = model.explain().fallbacks
-    assert len(caught) == len(fallbacks) == 2, "half of 90 a side does not fit, a quarter does"
+    assert len(caught) == 2, "half of 90 a side does not fit, a quarter does"
+    assert len(fallbacks) == 1
     assert "frames of 90x70 run in" in text_of(list(caught))[-1]
     assert "gpu is out of memory" in text_of(list(caught))[-1]
     assert fallbacks[-1].tiles == tiles
@@ -344,6 +345,36 @@ def test_a_lost_device_is_out_for_good(frame: Frame) -> None:
     lost = explanation.candidates[0]
     assert not lost.usable
     assert lost.reason == "out: the driver was reset"
+
+
+def test_what_ran_a_size_may_be_lost_on_another_and_that_is_told_too(frame: Frame) -> None:
+    lost = False
+
+    def loses_its_device(given: Frame) -> tr.BackendError | None:
+        nonlocal lost
+        lost = lost or given.shape[1] == 40
+        return tr.DeviceLostError("the driver was reset") if lost else None
+
+    gpu = ScriptedBackend("gpu", fails(tr.BackendError, "kernel failed"))
+    npu = ScriptedBackend("npu", slow(loses_its_device))
+    cpu = ScriptedBackend("cpu", slow(slow(slow())))
+    with open_scripted(gpu, npu, cpu) as model:
+        with pytest.warns(tr.FallbackWarning, match="on npu"):
+            model.process(frame)
+        with pytest.warns(tr.FallbackWarning) as elsewhere:
+            model.process(np.ascontiguousarray(frame[:40, :40]))
+        with pytest.warns(tr.FallbackWarning) as caught:
+            model.process(frame)
+        now = model.explain().candidate_for(64, 88)
+        assert len(model.explain().fallbacks) == 2
+    assert ["run on npu" in text for text in text_of(list(elsewhere))] == [True, False]
+    assert text_of(list(caught)) == [
+        "blocks: frames of 88x64 run on cpu fp32 [model.fp32.onnx] instead of gpu fp32"
+        " [model.fp32.onnx]: kernel failed; npu fp32 [model.fp32.onnx]: the driver was reset;"
+        " NOT VERIFIED against the network"
+    ]
+    assert now is not None
+    assert now.backend == "cpu"
 
 
 def test_when_every_engine_fails_the_error_names_each_and_the_next_frame_tries_again(

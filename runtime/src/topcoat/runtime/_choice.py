@@ -14,7 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from topcoat.runtime._errors import BackendError, BackendUnavailableError, UnverifiedWarning
+from topcoat.runtime._errors import (
+    BackendError,
+    BackendUnavailableError,
+    FrameMemoryError,
+    UnverifiedWarning,
+)
 from topcoat.runtime._explanation import Candidate, Explanation
 from topcoat.runtime._fallback import Engines, Way
 from topcoat.runtime.backends import Backend, Compute, Session, find_backend
@@ -275,7 +280,7 @@ def _race(
     def attempt(entry: _Entry, action: Callable[[], object]) -> bool:
         try:
             action()
-        except BackendError as error:
+        except (BackendError, FrameMemoryError) as error:
             entry.change(usable=False, reason=f"failed in the race: {error}")
             _log.warning("%s: %s", manifest.name, entry.candidate.reason)
             return False

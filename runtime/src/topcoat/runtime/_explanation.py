@@ -59,12 +59,15 @@ class Fallback:
     batch: int
     """How many of them were given at once."""
     failed: EngineName
+    """What would run them, had it not failed."""
     used: EngineName
     """What runs frames of this size now; the same as ``failed`` where they are only cut up."""
     tiles: int
     """How many tiles a frame is run in now; 1 is as a whole. 1 with ``failed`` == ``used``: the
     frames of a batch are run one by one."""
     reason: str
+    """Why ``failed`` does not run them as it should; then, with its name, why each engine that
+    comes between it and ``used`` does not."""
 
     @property
     def size(self) -> str:
@@ -73,12 +76,11 @@ class Fallback:
         return f"{several}{self.width}x{self.height}"
 
     def __str__(self) -> str:
+        how = f"in {self.tiles} tiles on" if self.tiles > 1 else "on"
         if self.failed != self.used:
-            change = f"on {self.used} instead of {self.failed}"
-        elif self.tiles > 1:
-            change = f"in {self.tiles} tiles on {self.used}"
+            change = f"{how} {self.used} instead of {self.failed}"
         else:
-            change = f"one by one on {self.used}"
+            change = f"{how if self.tiles > 1 else 'one by one on'} {self.used}"
         return f"frames of {self.size} run {change}: {self.reason}"
 
 
@@ -93,11 +95,11 @@ class Explanation:
     chosen: Candidate | None
     candidates: tuple[Candidate, ...]
     fallbacks: tuple[Fallback, ...] = ()
-    """What runs otherwise than chosen, so far; the latest about a size is what holds."""
+    """The frame sizes that run otherwise than chosen, so far: one entry each, the latest last."""
 
     def candidate_for(self, height: int, width: int, batch: int = 1) -> Candidate | None:
         """Return what runs frames of this size now; None if nothing can run the bundle."""
-        for fallback in reversed(self.fallbacks):
+        for fallback in self.fallbacks:
             if (fallback.batch, fallback.height, fallback.width) == (batch, height, width):
                 for candidate in self.candidates:
                     if candidate.variant is not None and candidate.engine == fallback.used:

@@ -82,9 +82,10 @@ class Engines:
     def __init__(self, explanation: Explanation, ways: Sequence[Way], *, fallback: bool) -> None:
         self._explanation = explanation
         self._ways = list(ways)
+        self._order = tuple(ways)
         self._fallback = fallback
         self._sizes: OrderedDict[FrameSize, _Size] = OrderedDict()
-        self._records: OrderedDict[_Change, Fallback] = OrderedDict()
+        self._records: OrderedDict[FrameSize, Fallback] = OrderedDict()
         self._told: OrderedDict[_Change, None] = OrderedDict()
         self._gone: list[tuple[Way, BackendError]] = []
 
@@ -109,8 +110,18 @@ class Engines:
         """Whether another engine takes over whatever happens."""
         return self._fallback
 
-    def session_for(self, size: FrameSize, given: tuple[int, int]) -> Session:
-        """Return the loaded engine that runs frames of this size.
+    def loaded(self, size: FrameSize) -> Session | None:
+        """Return the engine that runs frames of this size; None if it is to be found by ``load``.
+
+        Args:
+            size: of the frames, as ``process`` was given them.
+        """
+        known = self._sizes.get(size)
+        way = known.way if known is not None else self._ways[0] if self._ways else None
+        return None if way is None else way.session
+
+    def load(self, size: FrameSize, given: tuple[int, int]) -> Session:
+        """Find and load the engine that runs frames of this size.
 
         Args:
             size: of the frames, as ``process`` was given them.
@@ -119,10 +130,9 @@ class Engines:
         Raises:
             BackendError: none is left that can.
         """
-        known = self._sizes.get(size)
-        way = known.way if known is not None else self._ways[0] if self._ways else None
-        if way is None or way.session is None:
-            way = self._find(size, given)
+        way = self._find(size, given)
+        if self._sizes[size].tried:
+            self._record(size, way, 1)
         assert way.session is not None
         return way.session
 
@@ -143,18 +153,13 @@ class Engines:
             known = self._remember(size)
         known.way = None
         known.tried.append((way, error))
-        used = self._find(size, given)
-        why = "; ".join(
-            str(problem) if tried is way else f"{tried.engine}: {problem}"
-            for tried, problem in known.tried
-        )
-        self._record(size, way, used, 1, why)
+        self._record(size, self._find(size, given), 1)
 
     def cut(self, size: FrameSize, tiles: int, error: DeviceMemoryError) -> None:
         """Note that frames of this size are run in smaller parts, because memory ran short."""
         known = self._sizes.get(size)
         way = self._ways[0] if known is None or known.way is None else known.way
-        self._record(size, way, way, tiles, str(error))
+        self._record(size, way, tiles, error)
 
     def close(self) -> None:
         """Free every engine that is loaded; none can be used again."""
@@ -163,6 +168,7 @@ class Engines:
                 way.session.close()
                 way.session = None
         self._ways = []
+        self._order = ()
         self._sizes.clear()
 
     def _find(self, size: FrameSize, given: tuple[int, int]) -> Way:
@@ -192,7 +198,7 @@ class Engines:
             return way
         # The next frame of this size finds out anew: what failed may work again.
         del self._sizes[size]
-        self._forget_records(size)
+        self._forget_record(size)
         tried = known.tried + [
             (w, e) for w, e in self._gone if all(w is not t for t, _ in known.tried)
         ]
@@ -207,14 +213,13 @@ class Engines:
     def _remember(self, size: FrameSize) -> _Size:
         while len(self._sizes) >= SIZES_KEPT:
             oldest, _ = self._sizes.popitem(last=False)
-            self._forget_records(oldest)
+            self._forget_record(oldest)
         self._sizes[size] = _Size()
         return self._sizes[size]
 
-    def _forget_records(self, size: FrameSize) -> None:
-        for key in [key for key in self._records if key[0] == size]:
-            del self._records[key]
-        self._explain()
+    def _forget_record(self, size: FrameSize) -> None:
+        if self._records.pop(size, None) is not None:
+            self._explain()
 
     def _remove(self, way: Way, error: BackendError) -> None:
         """Take an engine out for good."""
@@ -235,28 +240,42 @@ class Engines:
             chosen=self._ways[0].candidate if self._ways else None,
         )
 
-    def _record(self, size: FrameSize, failed: Way, used: Way, tiles: int, reason: str) -> None:
+    def _record(
+        self, size: FrameSize, used: Way, tiles: int, short: DeviceMemoryError | None = None
+    ) -> None:
+        """Note what runs frames of this size now, and say so if that is news."""
+        known = self._sizes.get(size)
+        reasons = [] if known is None else list(known.tried)
+        reasons += [
+            (way, error)
+            for way, error in self._gone
+            if all(way is not tried for tried, _ in reasons)
+            and self._order.index(way) < self._order.index(used)
+        ]
+        if short is not None:
+            reasons.append((used, short))
+        failed = reasons[0][0].engine
+        why = [f"{reasons[0][1]}", *(f"{way.engine}: {error}" for way, error in reasons[1:])]
         batch, height, width = size
         fallback = Fallback(
             height=height,
             width=width,
             batch=batch,
-            failed=failed.engine,
+            failed=failed,
             used=used.engine,
             tiles=tiles,
-            reason=reason,
+            reason="; ".join(why),
         )
-        key = (size, failed.engine, used.engine, tiles)
-        self._records.pop(key, None)
         while len(self._records) >= SIZES_KEPT:
             self._records.popitem(last=False)
-        self._records[key] = fallback
+        self._records[size] = fallback
         self._explain()
-        if key in self._told:
+        change = (size, failed, used.engine, tiles)
+        if change in self._told:
             return
         while len(self._told) >= SIZES_KEPT:
             self._told.popitem(last=False)
-        self._told[key] = None
+        self._told[change] = None
         text = f"{self._explanation.bundle}: {fallback}"
         if not used.candidate.verified:
             text += "; NOT VERIFIED against the network"

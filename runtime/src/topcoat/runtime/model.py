@@ -240,8 +240,9 @@ class Model:
         batch, height, width, _ = source.shape
         size = (batch, height, width)
         while True:
-            given = self._given(size, plan)
-            session = self._engines.session_for(size, given)
+            session = self._engines.loaded(size) or self._engines.load(
+                size, self._given(size, plan)
+            )
             try:
                 if plan is None:
                     self._run_whole(session, source, result)
@@ -252,13 +253,13 @@ class Model:
             except DeviceMemoryError as error:
                 smaller = self._smaller_plan(size, plan)
                 if smaller is None:
-                    self._engines.failed(size, given, error)
+                    self._engines.failed(size, self._given(size, plan), error)
                     smaller = self._new_plan(*size)  # the next engine may take more at once
                 else:
                     self._engines.cut(size, smaller.count, error)
                 plan = self._plans[size] = smaller
             except BackendError as error:
-                self._engines.failed(size, given, error)
+                self._engines.failed(size, self._given(size, plan), error)
             else:
                 return
 
