@@ -26,6 +26,7 @@ from topcoat.export.engines import (
     BuiltEngine,
     EngineRequest,
     Library,
+    _worker,
     build_engine,
     find_library,
     key_of,
@@ -243,6 +244,28 @@ def test_a_model_of_another_precision_than_asked_for_is_refused(
     request = EngineRequest(engine="rtx", precision="fp16", profiles=(STATIC,), targets=("sm89",))
     with pytest.raises(EngineBuildError, match="convolutions compute in float, not in half"):
         build_engine(models["residual-sr", "fp32"], request)
+
+
+# The library that is here takes a timing cache and does nothing with it.
+@pytest.mark.filterwarnings("ignore:.*Timing cache operations are no-ops:DeprecationWarning")
+def test_a_builder_with_a_timing_cache_tells_its_progress_and_keeps_the_cache(
+    models: dict[tuple[str, Precision], bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """What only ``tensorrt`` asks of the builder, asked of the library that is here."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model.onnx").write_bytes(models["residual-sr", "fp16"])
+    job = {
+        **{"library": "tensorrt_rtx", "profiles": [[[16, 16], [48, 64], [256, 256]]]},
+        **{"targets": None, "workspace": 1 << 28, "timing_cache": True, "progress": True},
+    }
+    assert _worker._build(job)["errors"] == []
+    assert "Building engine" in capfd.readouterr().out
+    assert (tmp_path / "engine").stat().st_size > 0
+    assert (tmp_path / "timing.cache").exists()
+    assert _worker._build(job)["errors"] == []  # from the cache that it wrote itself
 
 
 def test_something_that_is_no_model_is_refused() -> None:
