@@ -77,6 +77,29 @@ def exported(name: str, *types: Any) -> Callable[[Any], Any]:  # noqa: ANN401 - 
     return mark
 
 
+class Memcpy2D(ctypes.Structure):
+    """CUDA_MEMCPY2D, with the names of cuda.h."""
+
+    _fields_ = (
+        ("srcXInBytes", c_size_t),
+        ("srcY", c_size_t),
+        ("srcMemoryType", c_uint),
+        ("srcHost", c_void_p),
+        ("srcDevice", c_uint64),
+        ("srcArray", c_void_p),
+        ("srcPitch", c_size_t),
+        ("dstXInBytes", c_size_t),
+        ("dstY", c_size_t),
+        ("dstMemoryType", c_uint),
+        ("dstHost", c_void_p),
+        ("dstDevice", c_uint64),
+        ("dstArray", c_void_p),
+        ("dstPitch", c_size_t),
+        ("WidthInBytes", c_size_t),
+        ("Height", c_size_t),
+    )
+
+
 class MisuseError(Exception):
     """Wrong use of the driver."""
 
@@ -361,6 +384,24 @@ class FakeCuda:
     def copy_within(self, target: int, source: int, size: int, stream: int | None) -> None:
         self._need_context()
         self.enqueue(stream or 1, lambda: self._copy(target, source, size))
+
+    @exported("cuMemcpy2DAsync_v2", c_void_p, c_void_p)
+    def copy_2d(self, description: int, stream: int | None) -> None:
+        self._need_context()
+        # The driver reads the description before the call returns.
+        how = Memcpy2D.from_buffer_copy(ctypes.string_at(description, ctypes.sizeof(Memcpy2D)))
+        if (how.srcMemoryType, how.dstMemoryType) != (2, 2) or how.WidthInBytes > min(
+            how.srcPitch, how.dstPitch
+        ):
+            raise RefusalError(INVALID_VALUE)
+
+        def work() -> None:
+            for row in range(how.srcY, how.srcY + how.Height):
+                source = how.srcDevice + row * how.srcPitch + how.srcXInBytes
+                target = how.dstDevice + (row - how.srcY + how.dstY) * how.dstPitch
+                self._copy(target + how.dstXInBytes, source, how.WidthInBytes)
+
+        self.enqueue(stream or 1, work)
 
     @exported("cuPointerGetAttribute", c_void_p, c_int, c_uint64)
     def pointer_get_attribute(self, value: int, attribute: int, address: int) -> None:

@@ -352,7 +352,7 @@ class FakeContext:
         self._scratch = (address, size)
 
     def is_stream_capturable(self, stream: int) -> bool:
-        return self.trt.capturable
+        return self.trt.capturable and self._warm
 
     def set_tensor_address(self, name: str, address: int) -> bool:
         if address % 256:

@@ -396,6 +396,15 @@ def test_other_codes_name_the_call_and_the_error(cuda: FakeCuda, context: Contex
     assert "cuMemGetInfo_v2 failed with CUDA_ERROR_INVALID_VALUE" in str(caught.value)
 
 
+def test_a_gpu_that_another_program_holds_is_not_lost(cuda: FakeCuda, driver: Driver) -> None:
+    device = driver.probe()
+    assert isinstance(device, Device)
+    cuda.fail("cuDevicePrimaryCtxRetain", 46)
+    with pytest.raises(tr.BackendError, match="another program may hold it for itself") as caught:
+        Context(driver, device)
+    assert not isinstance(caught.value, tr.DeviceLostError)
+
+
 def test_a_forked_process_is_told_what_it_may_not_do(cuda: FakeCuda, context: Context) -> None:
     cuda.fail("cuMemGetInfo_v2", NOT_INITIALIZED)
     with context, pytest.raises(tr.BackendError, match="start processes with 'spawn'"):

@@ -140,18 +140,31 @@ def test_pinned_arrays_are_read_and_written_where_they_lie(
     engines: Path, blocks: Path, make_rig: MakeRig
 ) -> None:
     rig = make_rig()
-    source, result = (
-        rig.cuda.view(rig.cuda.allocate(768, on_device=False), 768).reshape(1, 16, 16, 3)
-        for _ in range(2)
-    )
-    source[...] = noise(16, 16)
     session = rig.session(engines)
-    session.run(source, result)
-    np.testing.assert_array_equal(result[0], on_onnxruntime(blocks, source[0]))
-    times = session.timed_run(source, result)
-    assert times.host_in < 0.1  # no copy: nothing but two looks at the clock
-    assert times.host_out < 0.1
+    source, result = session.pinned((1, 16, 16, 3)), session.pinned((1, 16, 16, 3))
+    for seed in range(3):
+        source[...] = noise(16, 16, seed)
+        session.run(source, result)
+        np.testing.assert_array_equal(result[0], on_onnxruntime(blocks, source[0]))
+    staging = {entry.address for entry in rig.cuda.allocations.values() if not entry.on_device}
+    staging -= {array.ctypes.data for array in (source, result)}
+    assert len(staging) == 2
+    assert all((rig.cuda.view(address, 768) == 0xCD).all() for address in staging)  # never used
     session.close()
+
+
+def test_pinned_arrays_outlive_the_session_and_are_freed_with_their_last_view(
+    engines: Path, make_rig: MakeRig
+) -> None:
+    rig = make_rig()
+    session = rig.session(engines)
+    row = session.pinned((4, 8, 3))[1]
+    session.close()
+    assert rig.cuda.live() == {"pinned": 1, "contexts": 1}
+    row[...] = 7
+    assert row.sum() == 7 * 8 * 3
+    del row
+    assert rig.cuda.live() == {}
 
 
 # ----------------------------------------------------------------------------------------- graphs

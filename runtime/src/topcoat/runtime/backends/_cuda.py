@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import logging
+import math
 import re
 import sys
 from collections.abc import Callable
@@ -33,6 +34,7 @@ PER_THREAD_STREAM = 2
 
 _OUT_OF_MEMORY = 2
 _NOT_INITIALIZED = 3
+_DEVICE_UNAVAILABLE = 46
 _NO_DEVICE = 100
 # After one of these the driver answers every call of the process with an error.
 _STICKY = frozenset({4, 46, 214, 220, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 721, 999})
@@ -68,6 +70,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "cuMemcpyHtoDAsync_v2": (c_uint64, c_void_p, c_size_t, c_void_p),
     "cuMemcpyDtoHAsync_v2": (c_void_p, c_uint64, c_size_t, c_void_p),
     "cuMemcpyDtoDAsync_v2": (c_uint64, c_uint64, c_size_t, c_void_p),
+    "cuMemcpy2DAsync_v2": (c_void_p, c_void_p),
     "cuPointerGetAttribute": (c_void_p, c_int, c_uint64),
     "cuStreamCreate": (_handle, c_uint),
     "cuStreamDestroy_v2": (c_void_p,),
@@ -304,7 +307,14 @@ class Context:
         self.driver = driver
         self.device = device
         handle = c_void_p()
-        driver.call("cuDevicePrimaryCtxRetain", byref(handle), device.ordinal)
+        code = driver.attempt("cuDevicePrimaryCtxRetain", byref(handle), device.ordinal)
+        if code == _DEVICE_UNAVAILABLE:
+            raise BackendError(
+                f"the {device.name} cannot be used now ({driver.describe(code)}); another program"
+                " may hold it for itself: close that, or set its compute mode to default"
+            )
+        if code:
+            raise driver.error(code, "cuDevicePrimaryCtxRetain")
         self._handle: c_void_p | None = handle
         self._popped = byref(c_void_p())
 
@@ -397,6 +407,42 @@ class PinnedMemory(_Owned):
         driver.call("cuMemHostAlloc", byref(address), size, 0)
         super().__init__(driver, address.value or 0)
         self.size = size
+
+
+class PinnedArray:
+    """An array in pinned memory that is freed with the last array that views it.
+
+    It holds on to the device's context by itself, and so outlives whatever made it.
+
+    Args:
+        context: of the device; it stays the caller's.
+        shape: of the array.
+
+    Raises:
+        DeviceMemoryError: the host has too little memory for it.
+    """
+
+    def __init__(self, context: Context, shape: tuple[int, ...]) -> None:
+        self._context = Context(context.driver, context.device)
+        try:
+            with self._context:
+                self._memory = PinnedMemory(context.driver, math.prod(shape))
+        except BaseException:
+            self._context.close()
+            raise
+        self.__array_interface__ = {
+            "version": 3,
+            "typestr": "|u1",
+            "shape": shape,
+            "data": (self._memory.handle, False),
+        }
+
+    def __del__(self) -> None:
+        # At the program's end the driver, which frees it, may be gone already.
+        if hasattr(self, "_memory") and not sys.is_finalizing():
+            with suppress(BackendError), self._context:
+                self._memory.close()
+            self._context.close()
 
 
 class Stream(_Owned):

@@ -180,7 +180,7 @@ class Engine:
         trt, device = self._trt, self.context.device
         refused = f"{self.name} cannot load {self.variant.file}"
         advice = "export the bundle again on this machine, or choose another backend"
-        if hasattr(self._runtime, "get_engine_validity"):
+        if self.name == "tensorrt-rtx":
             validity, bits = self._runtime.get_engine_validity(model)
             if validity == trt.EngineValidity.INVALID:
                 reasons = _reasons(trt, int(bits), device) or self._messages.drain()

@@ -51,7 +51,7 @@ class Plan:
         self._staging: Staging | None = None
         self._graphs: OrderedDict[tuple[int, int], Graph | None] = OrderedDict()
         self._bound = (0, 0)
-        self._capture = False
+        self._capture = use_graph and not engine.captures_itself
         self.source_shape = source_shape
         self.fresh = True
         """Whether no frame was run yet."""
@@ -64,7 +64,6 @@ class Plan:
             size = max(int(self._execution.update_device_memory_size_for_shapes()), ALIGNMENT)
             self._scratch = DeviceMemory(self._driver, size)
             self._execution.set_device_memory(self._scratch.handle, size)
-            self._capture = use_graph and self._may_be_captured()
         except BaseException:
             self.close()
             raise
@@ -103,6 +102,9 @@ class Plan:
             self._execute()
             if known is _UNKNOWN:
                 self._remember(key, None)
+            return
+        if not self._may_be_captured():
+            self._execute()
             return
         try:
             graph = Graph.capture(self._engine.stream, self._execute)
@@ -151,13 +153,11 @@ class Plan:
                 oldest.close()
 
     def _may_be_captured(self) -> bool:
-        if self._engine.captures_itself:
-            return False
         asked = getattr(self._execution, "is_stream_capturable", None)
-        if asked is None or asked(self._stream):
-            return True
-        self._warn("the engine says that it cannot be captured as a CUDA graph")
-        return False
+        self._capture = asked is None or bool(asked(self._stream))
+        if not self._capture:
+            self._warn("the engine says that it cannot be captured as a CUDA graph")
+        return self._capture
 
     def _warn(self, why: str) -> None:
         _log.warning(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import sys
 import time
 from collections import OrderedDict
@@ -14,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from topcoat.runtime._errors import BackendError, DeviceLostError, DeviceMemoryError, FrameError
-from topcoat.runtime.backends._cuda import Context, Event
+from topcoat.runtime.backends._cuda import Context, Event, PinnedArray
 from topcoat.runtime.backends._device_arrays import DeviceArray, device_array
+from topcoat.runtime.backends._device_padding import crop_on_device, pad_on_device
 from topcoat.runtime.backends._trt_engine import Engine, EngineSettings
 from topcoat.runtime.backends._trt_plan import ALIGNMENT, Plan
 from topcoat.runtime.bundle import EngineInfo, Variant
@@ -92,11 +94,12 @@ class TensorRtSession:
         """
 
         def frames(plan: Plan) -> None:
+            self._check_result(plan, source.shape, result.shape)
             for number in range(len(source)):
                 self._run_frame(plan, source[number], result[number])
 
         with self._on_device():
-            self._with_room(source.shape, result.shape, frames)
+            self._with_room(source.shape, frames)
 
     def timed_run(self, source: Frame, result: Frame) -> StageTimes:
         """Run the engine like :meth:`run`, with events between the stages.
@@ -107,6 +110,7 @@ class TensorRtSession:
         times = _Times()
 
         def frames(plan: Plan) -> None:
+            self._check_result(plan, source.shape, result.shape)
             times.reset()
             for given, made in zip(source, result, strict=True):
                 self._run_frame(plan, given, made, times, self._timing)
@@ -116,7 +120,7 @@ class TensorRtSession:
         with self._on_device():
             while len(self._timing) < 4:
                 self._timing.append(Event(self._driver, timing=True))
-            self._with_room(source.shape, result.shape, frames)
+            self._with_room(source.shape, frames)
         wall = (time.perf_counter_ns() - began) / 1e6
         upload, compute, download = times.device
         return StageTimes(
@@ -128,13 +132,19 @@ class TensorRtSession:
             wall=wall,
         )
 
-    def run_device(self, source: object, result: object, stream: int | None = None) -> None:
+    def run_device(
+        self,
+        source: object,
+        result: object,
+        stream: int | None = None,
+        *,
+        padded: tuple[int, int] | None = None,
+    ) -> None:
         """Run the engine on frames that are on the GPU; no byte of them passes through the host.
 
         Args:
             source: (H, W, C) or (N, H, W, C) uint8, C-contiguous, on this session's GPU, of any
-                library that speaks DLPack or ``__cuda_array_interface__``; H and W follow the
-                bundle's size rule.
+                library that speaks DLPack or ``__cuda_array_interface__``.
             result: (H * scale, W * scale, C), or with N in front like ``source``; likewise, and
                 writeable. It must not overlap ``source``.
             stream: handle of the CUDA stream on which ``source`` is made and ``result`` is used; 1
@@ -143,6 +153,9 @@ class TensorRtSession:
                 returns at once, and both arrays must stay alive until the stream has got there.
                 None: the arrays are asked what to wait for, as their protocols define it, and the
                 call returns when ``result`` is done.
+            padded: (height, width) of what the engine is given, at least those of ``source``: the
+                last column and row are repeated, and the result is cropped, all on the GPU. None:
+                frames go in as they are.
 
         Raises:
             FrameError: an array or the stream is not as described; nothing was written.
@@ -161,27 +174,51 @@ class TensorRtSession:
             user = self._stream.handle if stream is None else None
             given = device_array(source, user, "frame")
             made = device_array(result, user, "out")
-            source_shape, result_shape = _batched(given, "frame"), _batched(made, "out")
-            self._check_device_arrays(given, made, source_shape)
+            shape, result_shape = _batched(given, "frame"), _batched(made, "out")
+            fitted = shape if padded is None else (shape[0], *padded, shape[3])
+            if fitted[1] < shape[1] or fitted[2] < shape[2]:
+                raise FrameError(f"frame has shape {given.shape}, which padding to {padded} cuts")
+            self._check_device_arrays(given, made, fitted)
 
             def frames(plan: Plan) -> None:
-                for number in range(source_shape[0]):
+                wanted = _cropped(plan, shape, fitted)
+                if result_shape != wanted:
+                    raise FrameError(
+                        f"out has shape {made.shape}, wanted {wanted[-len(made.shape) :]}"
+                    )
+                for number in range(shape[0]):
                     self._run_device_frame(
                         plan,
-                        given.pointer + number * plan.source_bytes,
-                        made.pointer + number * plan.result_bytes,
+                        given.pointer + number * math.prod(shape[1:]),
+                        made.pointer + number * math.prod(wanted[1:]),
+                        (shape[1], shape[2]),
+                        (wanted[1], wanted[2]),
                     )
 
             for awaited in {stream, given.stream, made.stream}:
                 if awaited is not None:
                     self._ready.record(awaited)
                     self._stream.wait(self._ready)
-            self._with_room(source_shape, result_shape, frames)
+            self._with_room(fitted, frames)
             if stream is None:
                 self._stream.synchronize()
             else:
                 self._done.record(self._stream.handle)
                 self._driver.call("cuStreamWaitEvent", stream, self._done.handle, 0)
+
+    def pinned(self, shape: tuple[int, ...]) -> Frame:
+        """Return a new array of uint8 that the GPU reads and writes by itself.
+
+        Frames and results in such arrays are not copied on the host. The memory is freed with the
+        last array that views it, which may be after ``close``; it is scarce, so make a few and use
+        them again.
+
+        Raises:
+            DeviceMemoryError: the host has too little memory for it.
+            DeviceLostError: the GPU stopped working in an earlier call.
+        """
+        with self._on_device():
+            return np.asarray(PinnedArray(self._context, shape))
 
     def close(self) -> None:
         """Free everything on the GPU. Closing twice is fine, also after the GPU was lost."""
@@ -245,21 +282,43 @@ class TensorRtSession:
             times.host_in += (copied - began) / 1e6
             times.host_out += (time.perf_counter_ns() - done) / 1e6
 
-    def _run_device_frame(self, plan: Plan, source: int, result: int) -> None:
+    def _run_device_frame(
+        self,
+        plan: Plan,
+        source: int,
+        result: int,
+        size: tuple[int, int],
+        result_size: tuple[int, int],
+    ) -> None:
         """Queue one frame of the GPU's memory."""
-        if source % ALIGNMENT == 0 and result % ALIGNMENT == 0:
+        _, height, width, channels = plan.source_shape
+        _, made_height, made_width, _ = plan.result_shape
+        fits = size == (height, width)
+        if fits and source % ALIGNMENT == 0 and result % ALIGNMENT == 0:
             plan.enqueue(source, result)
             return
-        call, stream, staging = self._driver.call, self._stream.handle, plan.staging
-        call("cuMemcpyDtoDAsync_v2", staging.source.handle, source, plan.source_bytes, stream)
-        plan.enqueue(staging.source.handle, staging.result.handle)
-        call("cuMemcpyDtoDAsync_v2", result, staging.result.handle, plan.result_bytes, stream)
+        driver, stream, staging = self._driver, self._stream.handle, plan.staging
+        given, made = staging.source.handle, staging.result.handle
+        if fits:
+            driver.call("cuMemcpyDtoDAsync_v2", given, source, plan.source_bytes, stream)
+            plan.enqueue(given, made)
+            driver.call("cuMemcpyDtoDAsync_v2", result, made, plan.result_bytes, stream)
+            return
+        pad_on_device(driver, source, size, given, (height, width), channels, stream)
+        plan.enqueue(given, made)
+        whole = (made_height, made_width)
+        crop_on_device(driver, made, whole, result, result_size, channels, stream)
 
     def _check_device_arrays(
         self, source: DeviceArray, result: DeviceArray, shape: tuple[int, ...]
     ) -> None:
         if result.read_only:
             raise FrameError("out is read-only, wanted a writeable array; pass a copy")
+        if (
+            source.pointer < result.pointer + result.nbytes
+            and result.pointer < source.pointer + source.nbytes
+        ):
+            raise FrameError("out overlaps the frame in memory; pass a separate array")
         plan = self._plans.get(shape[1:])
         if plan is not None and plan.knows(source.pointer, result.pointer):
             return  # asking the driver costs more than comparing
@@ -272,21 +331,14 @@ class TensorRtSession:
                     f"{what} is {came}, wanted that of GPU {ordinal}, where the engine is; copy it"
                     " there"
                 )
-        if (
-            source.pointer < result.pointer + result.nbytes
-            and result.pointer < source.pointer + source.nbytes
-        ):
-            raise FrameError("out overlaps the frame in memory; pass a separate array")
 
     # -------------------------------------------------------------------------------- frame sizes
 
-    def _with_room(
-        self, source: tuple[int, ...], result: tuple[int, ...], frames: Callable[[Plan], None]
-    ) -> None:
+    def _with_room(self, source: tuple[int, ...], frames: Callable[[Plan], None]) -> None:
         """Run frames; if the GPU's memory runs out, free what is kept and run them once more."""
         for attempt in (1, 2):
             try:
-                plan = self._plan_for(source, result)
+                plan = self._plan_for(source)
                 frames(plan)
                 break
             except DeviceMemoryError as error:
@@ -299,7 +351,7 @@ class TensorRtSession:
             plan.fresh = False
             self._engine.save_kernels()
 
-    def _plan_for(self, source: tuple[int, ...], result: tuple[int, ...]) -> Plan:
+    def _plan_for(self, source: tuple[int, ...]) -> Plan:
         """Return what frames of this shape need, kept from earlier or made now."""
         key = source[1:]
         plan = self._plans.get(key)
@@ -310,13 +362,15 @@ class TensorRtSession:
             self._plans[key] = plan
         elif len(self._plans) > 1:
             self._plans.move_to_end(key)
+        return plan
+
+    def _check_result(self, plan: Plan, source: tuple[int, ...], result: tuple[int, ...]) -> None:
         if plan.result_shape[1:] != result[1:] or source[0] != result[0]:
             raise BackendError(
                 f"{self._name} failed on a frame of shape {source}: the engine makes"
                 f" {(source[0], *plan.result_shape[1:])} of it, not {result}; export the bundle"
                 " again"
             )
-        return plan
 
     def _shrink(self, most: int) -> None:
         """Keep at most this many frame sizes, the last used."""
@@ -368,6 +422,15 @@ class _Times:
     def read(self, events: list[Event]) -> None:
         for i in range(3):
             self.device[i] += events[i + 1].milliseconds_since(events[i])
+
+
+def _cropped(plan: Plan, source: tuple[int, ...], fitted: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of the results of frames that were padded from ``source`` to ``fitted``."""
+    sides = (
+        side * made // given
+        for side, made, given in zip(source[1:3], plan.result_shape[1:3], fitted[1:3], strict=True)
+    )
+    return (source[0], *sides, plan.result_shape[3])
 
 
 def _batched(array: DeviceArray, what: str) -> tuple[int, ...]:
