@@ -74,6 +74,7 @@ def test_running_a_bundle_loads_no_training_framework(
         "topcoat texture --help",
         "topcoat info --help",
         "topcoat explain --help",
+        "topcoat verify --help",
         "bench-latency --help",
         "topcoat run a.png b.png --modle x",
         "bench-latency b --sizes 12",

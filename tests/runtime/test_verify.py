@@ -13,12 +13,14 @@ import pytest
 import topcoat.runtime as tr
 from tests.runtime import golden
 from tests.runtime.conftest import DATA, installed_backends
+from tests.runtime.fake_tensorrt import Rig, make_engine_bundle
 from topcoat.runtime.backends import Compute, Session
 from topcoat.runtime.backends.onnxruntime import OnnxRuntimeCpu, OnnxRuntimeSession
 from topcoat.runtime.bundle import Variant
 from topcoat.runtime.cli.topcoat import main
 from topcoat.runtime.frames import Frame
-from topcoat.runtime.parity import flat_colours
+from topcoat.runtime.parity import ProbeFrame, flat_colours
+from topcoat.runtime.parity._measure import Answer, Answers
 from topcoat.runtime.parity._png import frame_from_png
 
 Rows = dict[tuple[str, str, str, str | None], dict[str, Any]]
@@ -78,6 +80,18 @@ def add_variant(bundle: Path, file: str, data: bytes, **keys: object) -> None:
         first = manifest["variants"][0]
         own = {"file": file, **golden.identity(data), "parity": []}
         manifest["variants"].append({**first, **own, **keys})
+
+    golden.edit(bundle, change)
+
+
+def leave_to_onnxruntime(bundle: Path) -> None:
+    """Say that OpenVINO's rows had passed: compiling for every size takes it longer than a test."""
+
+    def change(manifest: dict[str, Any]) -> None:
+        for variant in manifest["variants"]:
+            for compute in ("fp32", "bf16", "fp16"):
+                row = {"backend": "openvino-cpu", "compute": compute, "passed": True}
+                variant["parity"].append(row)
 
     golden.edit(bundle, change)
 
@@ -148,7 +162,7 @@ def test_every_kind_of_frame_is_compared(enlarging: Path) -> None:
 def test_what_has_passed_is_measured_again_only_when_asked(enlarging: Path) -> None:
     first = tr.verify(enlarging, threads=1, backends=CPU)
     before = contents(enlarging)
-    second = tr.verify(enlarging, threads=1, backends=CPU)
+    second = tr.verify(enlarging, backends=CPU)
     assert (second.rows, second.earlier) == ([], [first.measured[0].engine])
     assert contents(enlarging) == before
     third = tr.verify(enlarging, threads=1, backends=CPU, everything=True)
@@ -161,6 +175,7 @@ def test_another_network_fails_is_recorded_as_failed_and_is_not_run(
 ) -> None:
     other = another_network(enlarging, make_bundles)
     add_variant(enlarging, "model.fp16.onnx", other, precision="fp16")
+    leave_to_onnxruntime(enlarging)
     assert main(["verify", str(enlarging), "--threads", "1", "--quiet"]) == 1
     said = capsys.readouterr().out
     assert "failed, will not be used here: onnxruntime-cpu fp16 (model.fp16.onnx): phot" in said
@@ -290,6 +305,7 @@ def test_a_row_is_replaced_and_not_doubled(enlarging: Path) -> None:
 def test_a_dry_run_measures_and_changes_nothing(
     enlarging: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    leave_to_onnxruntime(enlarging)
     before = contents(enlarging)
     assert main(["verify", str(enlarging), "--dry-run", "--json", "--threads", "1"]) == 0
     assert contents(enlarging) == before
@@ -372,6 +388,7 @@ def test_a_wrong_golden_picture_is_no_reference(
     add_variant(enlarging, "model.fp16.onnx", model, precision="fp16")
     answer = frame_from_png((enlarging / "golden_out.png").read_bytes())
     golden.put_file(enlarging, "golden_out.png", golden.png(255 - answer))
+    leave_to_onnxruntime(enlarging)
     before = contents(enlarging)
     with pytest.raises(tr.ParityError, match=r"golden_out\.png is not what onnxruntime-cpu fp32"):
         tr.verify(enlarging, threads=1, backends=CPU)
@@ -584,13 +601,36 @@ def test_an_engine_that_prints_a_grid_is_found_by_the_colours_that_the_export_ju
     assert tr.verify(doubling, threads=1, backends=(*CPU, honest))
 
 
-def test_too_little_device_memory_is_no_verdict(doubling: Path) -> None:
-    add_engine(doubling)
+@pytest.mark.parametrize("name", ["doubling", "enlarging"])
+def test_too_little_device_memory_is_no_verdict(name: str, request: pytest.FixtureRequest) -> None:
+    """Nor is what comes out in tiles, which the second bundle can be cut into."""
+    bundle: Path = request.getfixturevalue(name)
+    add_engine(bundle)
     gpu = PretendedGpu("sm89", largest=3000)
-    found = tr.verify(doubling, threads=1, backends=(*CPU, gpu))
+    found = tr.verify(bundle, threads=1, backends=(*CPU, gpu))
     assert [row.status for row in found.rows] == ["passed", "not run"]
     assert "no memory for" in found.rows[1].reason
-    assert manifest_of(doubling)["variants"][1]["parity"] == []
+    assert manifest_of(bundle)["variants"][1]["parity"] == []
+
+
+def test_engines_of_the_same_size_share_the_answers_of_the_reference(doubling: Path) -> None:
+    add_engine(doubling, file="a.engine", sizes=((96, 160),) * 3)
+    add_engine(doubling, file="b.engine", sizes=((96, 160),) * 3)
+    found = tr.verify(doubling, threads=1, backends=(*CPU, PretendedGpu("sm89")))
+    first, second = found.measured[1:]
+    names = [[probe.name for probe, _ in row.frames] for row in (first, second)]
+    assert names[0] == names[1]
+    asked: list[ProbeFrame] = []
+
+    def ask(probe: ProbeFrame) -> Answer:
+        asked.append(probe)
+        return Answer(frame=probe.frame)
+
+    answers = Answers(ask)
+    for row in (first, second):
+        for probe, _ in row.frames:
+            np.testing.assert_array_equal(np.asarray(answers(probe).frame), probe.frame)
+    assert len(asked) == len(first.frames)
 
 
 def test_two_engines_of_one_backend_are_told_apart(
@@ -615,6 +655,7 @@ def test_two_engines_of_one_backend_are_told_apart(
 def test_the_command_says_what_it_did_in_a_table(
     enlarging: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    leave_to_onnxruntime(enlarging)
     assert main(["verify", str(enlarging), "--threads", "1"]) == 0
     captured = capsys.readouterr()
     assert "onnxruntime-cpu fp32 (model.fp32.onnx)" in captured.err
@@ -634,3 +675,31 @@ def test_a_folder_that_is_no_bundle_is_one_line(
     assert main(["verify", str(tmp_path / "none")]) == 2
     assert "does not exist" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_engine_is_verified_through_the_tensorrt_backend(
+    tmp_path: Path, make_bundles: ModuleType
+) -> None:
+    """The driver and the library are pretended; staging, streams and graphs are the backend's."""
+    plain = golden.golden_bundle(
+        DATA / "double.topcoat", tmp_path / "double.topcoat", make_bundles.double, smooth(70, 90)
+    )
+    (tmp_path / "built").mkdir()
+    bundle = make_engine_bundle(
+        plain, tmp_path / "built", precision="fp16", verified_on=None, targets=("sm89", "sm120")
+    )
+    rig = Rig()
+    found = tr.verify(bundle, threads=1, backends=(rig.backend, *CPU))
+    rig.check()
+    assert found
+    row = found.measured[-1]
+    assert (row.engine.backend, row.device) == ("tensorrt-rtx", "sm89")
+    assert row.where["library"].startswith("tensorrt-rtx 1.7")
+    assert set(row.groups) >= {"photographs", "sizes", "synthetic"}
+    assert not {"memory", "pinned", "streams", "graphs"} & set(rig.cuda.live())
+    key = ("tensorrt-rtx.fp16.engine", "tensorrt-rtx", "fp16", "sm89")
+    assert rows_of(bundle)[key]["passed"] is True
+    with rig.open(bundle, backend="tensorrt-rtx") as model:
+        chosen = model.explain().chosen
+        assert chosen is not None
+        assert chosen.verified

@@ -554,7 +554,8 @@ def _info(arguments: argparse.Namespace) -> int:
             measured = row.photographs or row.noise
             figures = ", ".join(_figure(key, value) for key, value in measured.items())
             verdict = "passed" if row.passed else "FAILED"
-            print(f"    {row.backend:<16} {row.compute:<5} {verdict}  {figures}")
+            device = f" on {row.device}" if row.device else ""
+            print(f"    {row.backend:<16} {row.compute + device:<5} {verdict}  {figures}")
     print(f"  files         {total} of {total} have the hash that manifest.json says")
     return 0
 

@@ -97,7 +97,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _lines(found: Verification) -> list[str]:
-    from topcoat.runtime.parity import parity_table
+    from topcoat.runtime.parity import parity_table, reasons_not_run
 
     lines = []
     if found.measured:
@@ -106,11 +106,7 @@ def _lines(found: Verification) -> list[str]:
         if not row:
             lines.append(f"failed, will not be used here: {row.engine}: {'; '.join(row.failures)}")
     lines += [f"passed before, not measured again: {engine}" for engine in found.earlier]
-    lines += [
-        f"cannot run here: {row.engine}: {row.reason}"
-        for row in found.rows
-        if row.status == "not run"
-    ]
+    lines += [f"cannot run here: {reason}" for reason in reasons_not_run(found.rows)]
     if not found.measured:
         lines.append(f"{found.bundle}: nothing to measure on this machine")
     elif found.recorded:

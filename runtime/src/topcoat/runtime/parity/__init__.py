@@ -27,7 +27,7 @@ from topcoat.runtime.parity._probes import (
     synthetic_probes,
 )
 from topcoat.runtime.parity._report import ParityReport, ParityRow, machine
-from topcoat.runtime.parity._table import parity_table
+from topcoat.runtime.parity._table import parity_table, reasons_not_run
 from topcoat.runtime.parity._verify import Verification
 
 __all__ = [
@@ -62,6 +62,7 @@ __all__ = [
     "noise_probes",
     "parity_table",
     "picture_probes",
+    "reasons_not_run",
     "size_probes",
     "summary",
     "synthetic_frames",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,8 +24,9 @@ from topcoat.runtime._errors import (
     ParityError,
     UnverifiedWarning,
 )
+from topcoat.runtime._textures import nearest_texture_size
 from topcoat.runtime.backends import Backend, all_backends, default_threads, find_backend
-from topcoat.runtime.bundle import Manifest, SizeRule, Variant, read_manifest
+from topcoat.runtime.bundle import TEXTURE, Manifest, SizeRule, Variant, read_manifest
 from topcoat.runtime.frames import Frame, fit_size
 from topcoat.runtime.model import Model
 from topcoat.runtime.parity._difference import Difference, difference
@@ -120,8 +122,11 @@ def measure_parity(
         answers(probe)
     rows = []
     for engine in engines:
-        progress(str(engine))
-        rows.append(measure_engine(manifest, engine, frames, answers, reference=reference.name))
+        rows.append(
+            measure_engine(
+                manifest, engine, frames, answers, reference=reference.name, progress=progress
+            )
+        )
     return ParityReport(rows=rows, machine=machine(), flat_judged=answers.flat_judged())
 
 
@@ -142,14 +147,15 @@ class Answers:
 
     def __init__(self, ask: Callable[[ProbeFrame], Answer]) -> None:
         self._ask = ask
-        self._known: dict[int, tuple[ProbeFrame, Answer]] = {}
+        self._known: dict[tuple[object, ...], tuple[ProbeFrame, Answer]] = {}
 
     def __call__(self, probe: ProbeFrame) -> Answer:
         """Return the answer to a probe."""
-        # The probe is kept beside its answer, so that its id is not given to another one.
-        if id(probe) not in self._known:
-            self._known[id(probe)] = (probe, self._ask(probe))
-        return self._known[id(probe)][1]
+        # Engines of the same sizes have frames of their own that are equal.
+        key = (probe.group, probe.frame.shape, hashlib.sha256(probe.frame.tobytes()).digest())
+        if key not in self._known:
+            self._known[key] = (probe, self._ask(probe))
+        return self._known[key][1]
 
     def flat_judged(self) -> tuple[str, ...]:
         """Return the colours of the flat frames that the reference leaves flat, ``#rrggbb``."""
@@ -169,6 +175,7 @@ def measure_engine(
     answers: Callable[[ProbeFrame], Answer],
     *,
     reference: str = "",
+    progress: Callable[[str], None] = lambda _: None,
     backends: Sequence[Backend] | None = None,
     threads: int | None = None,
 ) -> ParityRow:
@@ -180,6 +187,7 @@ def measure_engine(
         frames: at least one of what the network is made for.
         answers: gives the reference's answer to a probe.
         reference: its name, for the row.
+        progress: is told which engine is run, if it can be.
         backends: those to look for the engine's in; all that this version knows if None.
         threads: of a CPU session; None takes the runtime's default.
     """
@@ -188,6 +196,7 @@ def measure_engine(
     offer = engine_here(engine, variant, known)
     if isinstance(offer, str):
         return ParityRow(engine=engine, status="not run", reason=offer)
+    progress(str(engine))
     backend = find_backend(engine.backend, known)
 
     def not_run(reason: object) -> ParityRow:
@@ -205,7 +214,7 @@ def measure_engine(
     measured: list[tuple[ProbeFrame, Difference]] = []
     try:
         model = open_engine(manifest, engine, known, threads)
-    except BackendUnavailableError as error:
+    except (BackendUnavailableError, DeviceMemoryError, DeviceLostError) as error:
         return not_run(error)
     except BackendError as error:
         # It is here and does not load: that is a result, not an accident.
@@ -214,13 +223,16 @@ def measure_engine(
         for probe in taken:
             answer = answers(probe)
             try:
-                measured += compare(model, probe, answer)
+                compared = list(compare(model, probe, answer))
             except FrameOutsideProfileError:
                 continue
             except (DeviceMemoryError, DeviceLostError, FrameMemoryError) as error:
                 return not_run(error)
             except (BackendError, ParityError) as error:
                 return failed(error)
+            if fallbacks := model.explain().fallbacks:
+                return not_run(fallbacks[-1])  # what was compared is not the engine as it is
+            measured += compared
     if not any(probe.group in PRIMARY for probe, _ in measured):
         return not_run("it was built for none of the frames that it was to be compared on")
     missed = missed_gates(engine.compute, measured)
@@ -276,8 +288,6 @@ def compare(
 ) -> Iterator[tuple[ProbeFrame, Difference]]:
     """Compare a model with the reference's answer; of the group ``tiling``, with itself."""
     candidate = model.process(probe.frame)
-    if fallbacks := model.explain().fallbacks:
-        raise ParityError(f"nothing was measured: {fallbacks[-1]}")
     if answer.frame is None:
         for layout in arrangements(model.manifest.size.multiple):
             noise = np.ascontiguousarray(layout.arrange(probe.frame))
@@ -306,10 +316,18 @@ def _taken(
         fitted = fit_size(height, width, rule)
         return any(profile.holds(*fitted) for profile in profiles)
 
+    def possible(height: int, width: int) -> bool:
+        if manifest.task == TEXTURE and (height, width) != nearest_texture_size(
+            height, width, rule
+        ):
+            return False
+        most = rule.max is None or max(height, width) <= rule.max
+        return most and affordable(manifest, height, width)
+
     photographs = [p for p in frames if p.group == "photographs" and p.frame.ndim == 3]
     return [
         *(probe for probe in inside if holds(probe)),
-        *profile_probes(profiles, photographs, lambda h, w: affordable(manifest, h, w)),
+        *profile_probes(profiles, photographs, possible),
     ]
 
 

@@ -216,17 +216,18 @@ def picture_probes(name: str, picture: Frame) -> list[ProbeFrame]:
 def profile_probes(
     profiles: Iterable[Profile],
     photographs: Sequence[ProbeFrame],
-    affordable: Callable[[int, int], bool],
+    possible: Callable[[int, int], bool],
 ) -> list[ProbeFrame]:
     """Make frames of the sizes that a built engine was made for.
 
     Args:
         profiles: of the engine.
         photographs: at least one, (H, W, 3); none for a network that makes textures.
-        affordable: says whether the reference can be had for a frame of this height and width.
+        possible: says whether the network takes frames of this height and width, and the reference
+            can be had for them.
 
     Returns:
-        Of every profile's best, smallest and largest size that is affordable: photographs, of the
+        Of every profile's best, smallest and largest size that is possible: photographs, of the
         best size also synthetic frames; for textures noise.
     """
     sizes: dict[tuple[int, int], bool] = {}
@@ -235,7 +236,7 @@ def profile_probes(
             sizes[size] = sizes.get(size, False) or size == profile.opt
     found = []
     for index, ((height, width), best) in enumerate(sizes.items()):
-        if not affordable(height, width):
+        if not possible(height, width):
             continue
         words = f"{height}x{width}"
         if not photographs:

@@ -53,6 +53,15 @@ def parity_table(rows: Sequence[ParityRow]) -> list[str]:
     return [lines[0], rule, *lines[1:]]
 
 
+def reasons_not_run(rows: Sequence[ParityRow]) -> list[str]:
+    """Say which engines were not run and why, each reason once."""
+    engines: dict[str, list[str]] = {}
+    for row in rows:
+        if row.status == "not run":
+            engines.setdefault(row.reason, []).append(str(row.engine))
+    return [f"{', '.join(found)}: {reason}" for reason, found in engines.items()]
+
+
 def _numbers(summary: Summary | None) -> str:
     if summary is None:
         return "–"

@@ -194,12 +194,12 @@ class Verifier:
     def _measure(
         self, engine: Engine, frames: Sequence[ProbeFrame], answers: Callable[[ProbeFrame], Answer]
     ) -> ParityRow:
-        self._progress(str(engine))
         row = measure_engine(
             self._manifest,
             engine,
             frames,
             answers,
+            progress=self._progress,
             backends=self._backends,
             threads=self._threads,
         )
