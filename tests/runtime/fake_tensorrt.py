@@ -403,7 +403,7 @@ class FakeInstallation:
     """An installed library; see :class:`topcoat.runtime.backends.tensorrt.Installation`."""
 
     module: Any = None
-    error: ImportError | None = None
+    error: ImportError | OSError | None = None
     cuda: tuple[int, int] = (13, 0)
     loads: int = 0
 

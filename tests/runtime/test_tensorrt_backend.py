@@ -325,9 +325,12 @@ def test_the_driver_is_asked_before_the_library_is_imported() -> None:
         backend.start()
 
 
-def test_bindings_without_their_libraries_say_which_is_missing(make_rig: MakeRig) -> None:
+@pytest.mark.parametrize("kind", [ImportError, OSError])
+def test_bindings_without_their_libraries_say_which_is_missing(
+    kind: type[ImportError | OSError], make_rig: MakeRig
+) -> None:
     rig = make_rig()
-    rig.installation.error = ImportError("libnvonnxparser.so.11: cannot open\nshared object file")
+    rig.installation.error = kind("libnvonnxparser.so.11: cannot open\nshared object file")
     reason = rig.backend.missing()
     assert reason is not None
     assert "libnvonnxparser.so.11: cannot open shared object file" in reason
@@ -551,15 +554,15 @@ def test_other_kinds_of_files_are_left_alone(engines: Path, make_rig: MakeRig) -
 def test_a_thousand_frame_sizes_leak_nothing(engines: Path, make_rig: MakeRig) -> None:
     rig = make_rig(bytes_per_pixel=1)
     session = rig.session(engines)
-    sizes = [(8 + 4 * (i % 40), 8 + 4 * (i // 40)) for i in range(1000)]
     after: list[dict[str, int]] = []
-    for height, width in sizes:
-        frame = noise(height, width)
-        for _ in range(2):  # the second one makes a graph
-            run(session, frame)
+    for number in range(1000):
+        frame = np.zeros((1, 8 + 4 * (number % 32), 8 + 4 * (number // 32), 3), np.uint8)
+        result = np.empty_like(frame)
+        for _ in range(2 if number % 4 == 3 else 1):  # the second run makes a graph
+            session.run(frame, result)
         after.append(rig.cuda.live())
-    assert after[-1] == after[10]
-    assert after[-1]["executables"] == 4  # of the sizes that are kept
+    assert after[-1] == after[11]
+    assert after[-1]["executables"] == 1  # of the four sizes that are kept
     assert rig.trt.contexts == 4
     session.close()
     assert rig.cuda.live() == {}
@@ -745,6 +748,30 @@ def test_a_forgotten_session_frees_the_gpu(engines: Path, make_rig: MakeRig) -> 
     del session
     gc.collect()
     assert rig.cuda.live() == {}
+
+
+LEFT_OPEN = """
+import sys
+from pathlib import Path
+import numpy as np
+from tests.runtime.fake_tensorrt import Rig
+rig = Rig()
+session = rig.session(Path(sys.argv[1]))
+session.run(np.zeros((1, 16, 16, 3), np.uint8), np.zeros((1, 16, 16, 3), np.uint8))
+import atexit
+from topcoat.runtime.backends import _trt_session
+atexit.unregister(_trt_session._close_all)
+atexit.register(lambda: print(rig.cuda.live(), rig.cuda.faults))
+atexit.register(_trt_session._close_all)  # the last one registered runs first
+"""
+
+
+def test_a_program_that_ends_without_closing_frees_its_engines_first(
+    engines: Path, run_python: Callable[..., Any]
+) -> None:
+    root = str(Path(__file__).parents[2])
+    done = run_python("-c", LEFT_OPEN, str(engines), PYTHONPATH=root)
+    assert (done.stdout.strip(), done.stderr) == ("{} []", "")
 
 
 # ------------------------------------------------------------------------------ compiled kernels

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import math
 import sys
+import threading
 import time
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,6 +27,15 @@ from topcoat.runtime.bundle import EngineInfo, Variant
 from topcoat.runtime.frames import Frame
 
 _log = logging.getLogger("topcoat.runtime")
+
+_open: weakref.WeakSet[TensorRtSession] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Free engines while there is an interpreter: TensorRT still calls our logger then."""
+    for session in list(_open):
+        session.close()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +81,7 @@ class TensorRtSession:
         settings: EngineSettings,
     ) -> None:
         self._closed = True  # until everything is there
+        self._lock = threading.Lock()  # a thread may still run a frame when the program ends
         self._name = name
         self._settings = settings
         self._context = context
@@ -85,6 +98,7 @@ class TensorRtSession:
                 self._engine.close()
                 raise
         self._closed = False
+        _open.add(self)
 
     def run(self, source: Frame, result: Frame) -> None:
         """Run the engine on each frame; see :class:`topcoat.runtime.backends.Session`.
@@ -222,22 +236,23 @@ class TensorRtSession:
 
     def close(self) -> None:
         """Free everything on the GPU. Closing twice is fine, also after the GPU was lost."""
-        if self._closed:
-            return
-        self._closed = True
-        entered = False
-        try:
-            with self._context:
-                entered = True
-                if self._lost is None:
-                    self._driver.attempt("cuStreamSynchronize", self._stream.handle)
-                    self._engine.save_kernels()
-                self._free()
-        except BackendError as error:  # a lost device cannot even be made current
-            _log.debug("%s: closing: %s", self._name, error)
-            if not entered:
-                self._free()
-        self._context.close()
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            entered = False
+            try:
+                with self._context:
+                    entered = True
+                    if self._lost is None:
+                        self._driver.attempt("cuStreamSynchronize", self._stream.handle)
+                        self._engine.save_kernels()
+                    self._free()
+            except BackendError as error:  # a lost device cannot even be made current
+                _log.debug("%s: closing: %s", self._name, error)
+                if not entered:
+                    self._free()
+            self._context.close()
 
     def __del__(self) -> None:
         # A program that forgets close() must not keep the memory; at its end the driver frees it.
@@ -390,16 +405,17 @@ class TensorRtSession:
 
     @contextlib.contextmanager
     def _on_device(self) -> Iterator[None]:
-        if self._lost is not None:
-            raise DeviceLostError(str(self._lost)) from self._lost
-        if self._closed:
-            raise BackendError(f"{self._name}: this session was closed; open the bundle again")
-        try:
-            with self._context:
-                yield
-        except DeviceLostError as error:
-            self._lost = error
-            raise
+        with self._lock:
+            if self._lost is not None:
+                raise DeviceLostError(str(self._lost)) from self._lost
+            if self._closed:
+                raise BackendError(f"{self._name}: this session was closed; open the bundle again")
+            try:
+                with self._context:
+                    yield
+            except DeviceLostError as error:
+                self._lost = error
+                raise
 
     def _free(self) -> None:
         while self._plans:

@@ -36,7 +36,7 @@ class Installation(Protocol):
         """Import it.
 
         Raises:
-            ImportError: its shared libraries cannot be loaded.
+            ImportError, OSError: its shared libraries cannot be loaded.
         """
 
     def least_cuda(self) -> tuple[int, int]:
@@ -123,7 +123,7 @@ class TensorRt:
             return found
         try:
             module = self._installation.load()
-        except ImportError as error:
+        except (ImportError, OSError) as error:  # the latter of a library that it loads itself
             return (
                 f"{flavour.module} is installed, but its libraries cannot be loaded"
                 f" ({_one_line(str(error))}); {self._pip()}, where NVIDIA's own package index can"
