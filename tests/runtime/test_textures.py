@@ -190,6 +190,7 @@ def test_repeat_lays_it_beside_and_below_itself(
         "compute": "fp32",
         "verified": True,
         "histogram_matched": False,
+        "fallbacks": [],
     }
     picture = pixels(out)
     np.testing.assert_array_equal(picture, np.tile(picture[:8, :16], (2, 3, 1)))

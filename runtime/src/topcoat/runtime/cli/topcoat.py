@@ -490,6 +490,7 @@ def _texture(arguments: argparse.Namespace) -> int:
     with _shared.open_model(arguments) as model:
         target = _files.prepare_output(None, target, force=arguments.force)
         frame = np.tile(model.sample(height, width, arguments.seed), (rows, columns, 1))
+        engine = model.explain().candidate_for(height, width)
         _pictures.write_picture(target, _pictures.Picture(frame=frame))
         summary = {
             "output": str(target),
@@ -500,7 +501,7 @@ def _texture(arguments: argparse.Namespace) -> int:
             "columns": columns,
             "rows": rows,
             "seed": arguments.seed,
-            **_engine_json(model),
+            **_engine_json(model, engine),
         }
         if arguments.json:
             print(json.dumps(summary, indent=2))
@@ -508,7 +509,7 @@ def _texture(arguments: argparse.Namespace) -> int:
             times = f", {columns}x{rows} times" if columns * rows > 1 else ""
             print(
                 f"{target}  texture {width}x{height}{times}  seed {arguments.seed}"
-                f"  {_engine(model)}",
+                f"  {_engine(model, engine)}",
                 file=sys.stderr,
             )
     return 0
