@@ -1,6 +1,6 @@
 """Small ONNX files as other projects write them, made without an exporter."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ def weight(name: str, *shape: int, share: float = 1.0) -> NDArray[np.float32]:
     """Seeded random values that keep the size of what they are multiplied with."""
     random = np.random.default_rng(sum(name.encode()))
     values = random.standard_normal(shape) * share / np.sqrt(np.prod(shape[1:], dtype=int) or 1)
-    return values.astype(np.float32)
+    made: NDArray[np.float32] = values.astype(np.float32)
+    return made
 
 
 class GraphMaker:
@@ -43,7 +44,9 @@ class GraphMaker:
         border = side // 2
         pads = self.value(np.array([0, 0, border, border, 0, 0, border, border], np.int64))
         self.add("Pad", pads, mode="reflect")
-        kernel = self.value(weight(f"{inputs}{outputs}{len(self.weights)}", outputs, inputs, side, side))
+        kernel = self.value(
+            weight(f"{inputs}{outputs}{len(self.weights)}", outputs, inputs, side, side)
+        )
         self.add("Conv", kernel, kernel_shape=[side, side], strides=[stride, stride])
 
     def enlarge(self, times: int) -> None:
@@ -53,13 +56,13 @@ class GraphMaker:
 
     def model(
         self,
-        shape: Sequence[str | int],
-        shape_out: Sequence[str | int | None],
+        shape: Sequence[str | int] | None,
+        shape_out: Sequence[str | int | None] | None,
         *,
         kind: int = FLOAT,
         kind_out: int | None = None,
         opset: int = 20,
-        **metadata: str,
+        metadata: Mapping[str, str] | None = None,
     ) -> onnx.ModelProto:
         self.nodes[-1].output[0] = "answer"
         graph = helper.make_graph(
@@ -71,7 +74,7 @@ class GraphMaker:
         )
         made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
         made.ir_version = 8
-        onnx.helper.set_model_props(made, metadata)
+        onnx.helper.set_model_props(made, dict(metadata or {}))
         return made
 
 
@@ -79,7 +82,7 @@ NCHW = ("n", 3, "h", "w")
 FREE = (None, None, None, None)
 
 
-def enlarging(kind: int = FLOAT, **metadata: str) -> onnx.ModelProto:
+def enlarging(*, metadata: Mapping[str, str] | None = None) -> onnx.ModelProto:
     """Twice the size: the picture repeated and a little of a convolution of it, white is 1."""
     made = GraphMaker()
     made.enlarge(2)
@@ -87,7 +90,7 @@ def enlarging(kind: int = FLOAT, **metadata: str) -> onnx.ModelProto:
     made.conv(3, 3)
     made.add("Mul", made.value(np.array(0.1, np.float32)))
     made.add("Add", large)
-    return made.model(NCHW, FREE, kind=kind, **metadata)
+    return made.model(NCHW, FREE, metadata=metadata)
 
 
 def painting(*, shape: Sequence[str | int] = NCHW, normal: bool = True) -> onnx.ModelProto:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from topcoat.export.sources._source import Source, SourceError, to_onnx_of
@@ -114,13 +115,15 @@ def recognise(path: Path, weights: Mapping[str, Tensor], sha256: str) -> Source 
     network = FastNeuralStyle(shapes)
     try:
         network.load_state_dict({key: value.float() for key, value in known.items()})
+        network = network.eval().requires_grad_(False)
+        # Shapes of neighbouring layers meet only where a frame passes through them.
+        network(torch.zeros(1, 3, network.size_min, network.size_min))
     except RuntimeError as error:
-        first = "".join(str(error).splitlines()[1:2]).strip()
+        reason = " ".join(str(error).split())[:200]
         raise SourceError(
-            f"{path} has the keys of a fast_neural_style network, but not its shapes ({first}); "
+            f"{path} has the keys of a fast_neural_style network, but not its shapes ({reason}); "
             "export it to ONNX with the code that it was trained with, and give that"
         ) from None
-    network = network.eval().requires_grad_(False)
     widths = [shapes[f"{name}.conv2d.weight"][0] for name in ("conv1", "conv2", "conv3")]
     settings: dict[str, Any] = {"widths": widths, "blocks": len(network.blocks)}
     return Source(
