@@ -453,6 +453,22 @@ def test_a_network_that_cuda_cannot_run_whole_is_refused(blocks: Path) -> None:
     )
     with pytest.raises(tr.BackendError, match="CUDA has no kernel for a part of it"):
         load(cuda(ort), blocks)
+    ort.memory = 0  # no device memory can be had: it is the provider that does not start
+    with pytest.raises(tr.DeviceMemoryError, match="its provider does not start: Failed to all"):
+        load(cuda(ort), blocks)
+
+
+def test_what_an_engine_says_of_its_own_source_is_left_out() -> None:
+    text = (
+        "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Non-zero status code returned while running"
+        " Conv node. Name:'c' Status Message: /src/core/framework/bfc_arena.cc:376 void*"
+        " onnxruntime::BFCArena::AllocateRawInternal(size_t, bool) Failed to allocate memory for"
+        " requested buffer of size 838860800\nat a line of C++"
+    )
+    assert str(device_error("it failed", RuntimeError(text))) == (
+        "it failed: Non-zero status code returned while running Conv node. Name:'c' Status"
+        " Message: Failed to allocate memory for requested buffer of size 838860800"
+    )
 
 
 # -------------------------------------------------------------------------------------- WebGPU

@@ -11,7 +11,10 @@ from collections.abc import Callable
 
 from topcoat.runtime._errors import BackendError, DeviceLostError, DeviceMemoryError
 
-_ONNXRUNTIME_CODE = re.compile(r"^\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ")
+# Its error code, and the line and signature of the C++ function that raised it.
+_ONNXRUNTIME_NOISE = re.compile(
+    r"^\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : |\S+\.(?:cc|cu|h):\d+ [^()]*\([^)]*\) "
+)
 _OUT_OF_MEMORY = re.compile(
     r"out[ _]of[ _](?:device[ _]|host[ _])?memory|failed to allocate memory|ALLOC_FAILED"
     r"|MEM_OBJECT_ALLOCATION_FAILURE|exceeded max size of memory object",
@@ -34,7 +37,7 @@ def first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     if not lines:
         return type(error).__name__
-    return _ONNXRUNTIME_CODE.sub("", lines[0]).split(" ; GPU=")[0]
+    return _ONNXRUNTIME_NOISE.sub("", lines[0]).split(" ; GPU=")[0]
 
 
 def device_error(

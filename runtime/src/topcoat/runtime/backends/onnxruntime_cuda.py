@@ -178,6 +178,7 @@ class OnnxRuntimeCudaSession:
         except Exception as error:  # its exceptions share no base but Exception
             what = f"{_NAME} cannot load {self._variant.file}"
             if "assigned to the default CPU EP" in str(error):
+                self._check_provider(what)
                 raise BackendError(
                     f"{what}: CUDA has no kernel for a part of it, which would run on the CPU"
                 ) from error
@@ -185,6 +186,15 @@ class OnnxRuntimeCudaSession:
         check_session(session, _NAME, _PROVIDER, self._variant)
         self._session = session
         self._binding = session.io_binding()
+
+    def _check_provider(self, what: str) -> None:
+        """Raise if the provider itself does not start: all of a model is then left to the CPU."""
+        try:
+            self._ort.OrtValue.ortvalue_from_shape_and_type(
+                [1], np.uint8, "cuda", self._device.ordinal
+            )
+        except Exception as error:  # its exceptions share no base but Exception
+            raise device_error(f"{what}, its provider does not start", error) from error
 
     def _run(self, source: Frame, result: Frame) -> None:
         if self._session is None:
