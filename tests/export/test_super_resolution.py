@@ -213,14 +213,12 @@ def test_the_card_says_what_it_enlarges_what_it_was_trained_on_and_shows_it(
 
 def test_the_card_of_another_recipe_says_so(enlarging: ExportedBundle) -> None:
     checkpoint = sr_checkpoint("residual-sr", 4)
-    engines = engines_for({"fp32": "model.fp32.onnx"})
+    engines = engines_for(topcoat.runtime.read_manifest(enlarging.bundle).variants)
     nothing_compared = ParityReport(rows=[ParityRow(engine=e, status="not run") for e in engines])
 
     def card(**recipe: Any) -> str:  # noqa: ANN401 - recipe fields are of many types
         changed = replace(checkpoint, recipe={**checkpoint.recipe, **recipe})
-        return card_markdown(
-            enlarging.manifest, nothing_compared, source_from_checkpoint(changed)
-        )
+        return card_markdown(enlarging.manifest, nothing_compared, source_from_checkpoint(changed))
 
     assert "not blurred before" in card(blur=0)
     assert "| Trained on | not recorded |" in card(blur=None)

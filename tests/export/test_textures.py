@@ -18,8 +18,9 @@ from topcoat.export import GATES, GraphError, engines_for, measure_parity, onnx_
 from topcoat.export.memory import memory_per_pixel
 from topcoat.export.parity import reference_frame
 from topcoat.export.probes import noise_probes
-from topcoat.export.tiling import arrangements, prove_tiling
+from topcoat.export.tiling import prove_tiling
 from topcoat.runtime.backends.onnxruntime import import_onnxruntime
+from topcoat.runtime.parity import arrangements
 from topcoat.train import Checkpoint, save_checkpoint
 from topcoat.train.networks import FrameNetwork, build_network
 
@@ -159,7 +160,7 @@ def test_an_engine_whose_textures_show_a_seam_fails(tmp_path: Path) -> None:
         "bytes": len(model),
     }
     (bundle / "manifest.json").write_text(json.dumps(manifest))
-    (engine, *_) = engines_for({"fp32": "model.fp32.onnx"})
+    (engine, *_) = engines_for(topcoat.runtime.read_manifest(bundle).variants)
     report = measure_parity(bundle, network, noise_probes(1, 1), [engine])
     assert not report
     (row,) = report.rows

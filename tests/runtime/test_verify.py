@@ -544,6 +544,9 @@ def test_an_engine_that_was_built_elsewhere_is_completed_here(doubling: Path) ->
     found = tr.verify(doubling, threads=1, backends=(*CPU, PretendedGpu("sm89")))
     assert found
     engine = manifest_of(doubling)["variants"][1]
+    (read,) = tr.read_manifest(doubling).variants[1].parity
+    assert (read.device, read.reference) == ("sm89", "golden pair, onnxruntime-cpu fp32")
+    assert read.where["library"] == "tensorrt-rtx 1.7"
     assert engine["parity_not_run"] == []
     (row,) = engine["parity"]
     assert (row["device"], row["passed"]) == ("sm89", True)

@@ -94,16 +94,12 @@ def manifest_of(
                     "layout": "NHWC",
                 },
                 "parity": [
-                    _parity_entry(row)
+                    row.to_manifest()
                     for row in rows
                     if row.engine.file == part.file and row.status != "not run"
                 ],
                 "parity_not_run": [
-                    {
-                        "backend": row.engine.backend,
-                        "compute": row.engine.compute,
-                        "reason": row.reason,
-                    }
+                    row.to_manifest()
                     for row in rows
                     if row.engine.file == part.file and row.status == "not run"
                 ],
@@ -138,24 +134,6 @@ def _engine_entry(built: BuiltEngine) -> dict[str, Any]:
         "model_sha256": built.model_sha256,
         "reproducible": built.reproducible,
         "layers": [dict(layer) for layer in built.layers],
-    }
-
-
-def _parity_entry(row: ParityRow) -> dict[str, Any]:
-    """What the runtime asks before it uses an engine, and shows; parity.json has the rest."""
-    group = "noise" if "noise" in row.groups else "photographs"
-    found = row.groups.get(group)
-    shown = ("max_steps", "psnr_db", "changed", "within_4_steps")
-    return {
-        "backend": row.engine.backend,
-        "compute": row.engine.compute,
-        "passed": bool(row),
-        # A PSNR without difference is infinite, which JSON cannot say: the key is left out.
-        group: {
-            name: value
-            for name, value in (found.to_json() if found else {}).items()
-            if name in shown and value is not None
-        },
     }
 
 

@@ -8,7 +8,7 @@ are those of :mod:`topcoat.runtime.parity`, which compares where there is no PyT
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,6 @@ from torch import Tensor
 
 import topcoat.runtime.parity
 from topcoat.export._threads import half_the_cores
-from topcoat.runtime.bundle import Port, Variant
 from topcoat.runtime.frames import Frame
 from topcoat.runtime.parity import (
     GATES,
@@ -35,6 +34,7 @@ from topcoat.runtime.parity import (
     Summary,
     Tile,
     difference,
+    engines_for,
     summary,
 )
 from topcoat.train.networks import FrameNetwork
@@ -93,29 +93,6 @@ class TorchReference:
             return _answer(self.network, frame).contiguous().numpy()
 
 
-def engines_for(files: Mapping[str, str]) -> list[Engine]:
-    """List every engine that the runtime may choose for ONNX files, here or elsewhere.
-
-    Args:
-        files: precision -> file name, e.g. ``{"fp32": "model.fp32.onnx"}``. For a bundle with built
-            engines, ask :func:`topcoat.runtime.parity.engines_for` with its manifest's variants.
-    """
-    return topcoat.runtime.parity.engines_for(
-        Variant(
-            file=file,
-            sha256="",
-            bytes=0,
-            kind="onnx",
-            precision=precision,
-            opset=None,
-            input=Port(name="frame", dtype="uint8", layout="NHWC"),
-            output=Port(name="frame", dtype="uint8", layout="NHWC"),
-            parity=(),
-        )
-        for precision, file in files.items()
-    )
-
-
 def measure_parity(
     bundle: Path,
     network: FrameNetwork | Reference,
@@ -131,7 +108,7 @@ def measure_parity(
         frames: must hold photographs, or noise for a texture; an engine that meets none of what it
             is made for has proved nothing. One of the group ``tiling`` is compared with the
             engine's own answer: once it is laid out otherwise, the answer must be, too.
-        engines: from :func:`engines_for`.
+        engines: from :func:`topcoat.runtime.parity.engines_for`.
         progress: is told what is being done.
 
     Returns:

@@ -112,6 +112,10 @@ class ParityRow:
     """The same figures on noise: what a texture has in their place."""
     device: str | None = None
     """The kind of device that it was measured on and holds for, e.g. "sm89"; None: any."""
+    where: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    """For people: what that device was, its driver and library; may be empty."""
+    reference: str | None = None
+    """For people: what it was compared with; None if the bundle does not say."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -533,6 +537,8 @@ def _parse_variant(item: _Reader) -> Variant:
                 photographs=row.mapping("photographs"),
                 noise=row.mapping("noise"),
                 device=row.optional_text("device"),
+                where=row.mapping("where"),
+                reference=row.optional_text("reference"),
             )
         )
     kind = item.text("kind")

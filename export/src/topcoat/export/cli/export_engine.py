@@ -231,16 +231,15 @@ def _engines(args: argparse.Namespace, precision: str) -> "list[EngineRequest]":
 def report_text(exported: "Exported") -> str:
     """The parity table, notes on engines that will not be used, and what to run next."""
     from topcoat.export.card import task_words
-    from topcoat.runtime.parity import parity_table
+    from topcoat.runtime.parity import parity_table, reasons_not_run
 
     rows = () if exported.report is None else exported.report.rows
     lines = ["", *parity_table(rows), ""] if rows else []
     for row in rows:
-        if row.status == "not run":
-            lines.append(f"not run here, so not used by default: {row.engine}: {row.reason}")
-        elif not row and not row.engine.required:
+        if row.status == "failed" and not row.engine.required:
             missed = "; ".join(row.failures)
             lines.append(f"will not be used: {row.engine}: {missed}")
+    lines += [f"not run here, so not used yet: {reason}" for reason in reasons_not_run(rows)]
     if exported.bundle is not None:
         place = _short(exported.bundle)
         if exported.task == "texture":
@@ -254,6 +253,8 @@ def report_text(exported: "Exported") -> str:
             f"  {command}",
             f"  bench-latency {place}",
         ]
+        if any(row.status == "not run" for row in rows):
+            lines.append(f"  topcoat verify {place}   on a machine that runs what this one cannot")
     return "\n".join(lines)
 
 

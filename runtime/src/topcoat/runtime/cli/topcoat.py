@@ -590,13 +590,14 @@ def _figure(key: str, value: float) -> str:
 def _manifest_json(manifest: Manifest) -> dict[str, Any]:
     import dataclasses
 
-    from topcoat.runtime.bundle import ParityRow
+    from topcoat.runtime.bundle import ParityRow, Variant
 
     def plain(value: Any) -> Any:  # noqa: ANN401 - any field of a manifest
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             fields = {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-            if isinstance(value, ParityRow):  # has figures on photographs or on noise, not on both
-                fields = {key: found for key, found in fields.items() if found != {}}
+            if isinstance(value, ParityRow | Variant):  # as in the file: without what is not said
+                unsaid = {key for key, found in fields.items() if found in ({}, None)} - {"opset"}
+                fields = {key: found for key, found in fields.items() if key not in unsaid}
             return fields
         if isinstance(value, tuple):
             return [plain(item) for item in value]

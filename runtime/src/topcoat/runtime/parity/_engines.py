@@ -10,7 +10,12 @@ from topcoat.runtime.bundle import ENGINE_KINDS, Variant
 
 OFFERS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "onnxruntime-cpu": {"fp32": ("fp32",), "fp16": ("fp16",), "int8": ("int8",)},
-    "openvino-cpu": {"fp32": ("fp32", "bf16"), "fp16": ("fp16",), "int8": ("int8",)},
+    "openvino-cpu": {
+        "fp32": ("fp32", "bf16"),
+        "fp16": ("fp16",),
+        "bf16": ("bf16",),
+        "int8": ("int8",),
+    },
     "onnxruntime-cuda": {"fp32": ("fp32",), "fp16": ("fp16",)},
     "onnxruntime-webgpu": {"fp32": ("fp32",), "fp16": ("fp16",)},
     "openvino-gpu": {"fp32": ("fp32", "fp16"), "fp16": ("fp16",)},
