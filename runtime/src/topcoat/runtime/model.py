@@ -12,7 +12,14 @@ from typing import Literal
 
 from topcoat.runtime import _tiles
 from topcoat.runtime._choice import choose
-from topcoat.runtime._errors import BackendError, DeviceMemoryError, ModelClosedError, TileError
+from topcoat.runtime._errors import (
+    BackendError,
+    DeviceMemoryError,
+    FrameError,
+    ModelClosedError,
+    TextureError,
+    TileError,
+)
 from topcoat.runtime._explanation import Explanation
 from topcoat.runtime._fallback import Engines, FrameSize
 from topcoat.runtime._histogram import match_histogram as match_colours
@@ -23,7 +30,7 @@ from topcoat.runtime._textures import (
     check_texture_size,
     noise_frame,
 )
-from topcoat.runtime.backends import Session, all_backends, default_threads
+from topcoat.runtime.backends import DeviceSession, Session, all_backends, default_threads
 from topcoat.runtime.bundle import TEXTURE, Manifest, read_manifest
 from topcoat.runtime.frames import Frame, PadBuffers, allocate, check_frame, check_out, fit_size
 
@@ -161,6 +168,69 @@ class Model:
                 for given, made in zip(source, result, strict=True):
                     match_colours(made, given)
             return out
+
+    def process_device(self, frame: object, out: object, stream: int | None = None) -> None:
+        """Run frames that are in the GPU's memory; no byte of them passes through the host.
+
+        Frames of other sizes than the network takes are padded and cropped on the GPU. They are run
+        whole: what does not fit the GPU's memory is an error, and so is a frame that only an engine
+        of the host could run.
+
+        Args:
+            frame: (H, W, 3) or (N, H, W, 3), uint8, RGB, C-contiguous, on the GPU that the engine
+                is on, of any library that speaks DLPack or ``__cuda_array_interface__``: PyTorch,
+                CuPy, JAX, Numba, Warp.
+            out: where to write the result: (H * scale, W * scale, 3) or with N in front like the
+                frame; likewise, writeable, not overlapping the frame.
+            stream: handle of the CUDA stream on which ``frame`` is made and ``out`` is used. The
+                work is ordered between what is queued there before and after this call, which
+                returns at once: keep both arrays alive until the stream has got there. None: the
+                arrays are asked what to wait for, and the call returns when ``out`` is written.
+
+        Raises:
+            FrameError: an array or the stream is not as described; nothing was written.
+            TileError: the model was opened to run frames in tiles.
+            TextureError: it was opened to match histograms, which is done on the host.
+            BackendError: the engine that runs frames of this size takes those of the host alone,
+                or failed; ``out`` then holds nothing useful.
+            ModelClosedError: the model was closed.
+        """
+        with self._lock:
+            if self._closed:
+                raise ModelClosedError(
+                    f"this model of {self._manifest.name} was closed; open the bundle again"
+                )
+            if self._match_histogram:
+                raise TextureError(
+                    "histograms are matched on the host, and the frame is on the GPU; open the "
+                    "bundle without match_histogram, or use process"
+                )
+            size = _device_size(frame)
+            if self._manifest.task == TEXTURE:
+                check_texture_size(*size[1:], self._manifest.size)
+            if isinstance(self._tile, int):
+                raise TileError(
+                    f"frames on the GPU are run whole, and the model was opened with tiles of "
+                    f"{self._tile}; open it without, or use process"
+                )
+            fitted = fit_size(*size[1:], self._manifest.size)
+            while True:
+                session = self._engines.loaded(size) or self._engines.load(size, fitted)
+                if not isinstance(session, DeviceSession):
+                    batch, height, width = size
+                    runs = self._engines.explanation.candidate_for(height, width, batch)
+                    raise BackendError(
+                        f"{runs.engine if runs else 'the engine'} runs frames of the host's memory"
+                        " alone; copy the frame there and use process, or open the bundle on a"
+                        " backend of the GPU"
+                    )
+                try:
+                    padded = None if fitted == size[1:] else fitted
+                    session.run_device(frame, out, stream, padded=padded)
+                except BackendError as error:
+                    self._engines.failed(size, fitted, error)
+                else:
+                    return
 
     def sample(self, height: int, width: int, seed: int = 0, out: Frame | None = None) -> Frame:
         """Make one texture, which continues itself on every side: right of it comes its left edge.
@@ -369,6 +439,21 @@ class Model:
         how = f"{chosen.backend} {chosen.compute}" if chosen else "nothing"
         state = " (closed)" if self._closed else ""
         return f"<topcoat.runtime.Model {self._manifest.name} on {how}{state}>"
+
+
+def _device_size(frame: object) -> FrameSize:
+    """Return (batch, height, width) of a frame in device memory, which engines check further."""
+    shape = getattr(frame, "shape", None)
+    try:
+        sides = tuple(operator.index(side) for side in shape or ())
+    except TypeError:
+        sides = ()
+    if len(sides) not in (3, 4) or min(sides) < 1 or sides[-1] != 3:
+        raise FrameError(
+            f"the frame is {type(frame).__name__} of shape {shape}, wanted (H, W, 3) or (N, H, W,"
+            " 3) in the GPU's memory, of a library that speaks DLPack or __cuda_array_interface__"
+        )
+    return (1 if len(sides) == 3 else sides[0], sides[-3], sides[-2])
 
 
 def open_model(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from topcoat.runtime._errors import BackendError
 from topcoat.runtime.bundle import Variant
@@ -36,6 +36,30 @@ class Session(Protocol):
 
     def close(self) -> None:
         """Free the engine's memory; ``run`` must not be called again."""
+
+
+@runtime_checkable
+class DeviceSession(Session, Protocol):
+    """A session that also runs frames which are in its device's memory already."""
+
+    def run_device(
+        self,
+        source: object,
+        result: object,
+        stream: int | None = None,
+        *,
+        padded: tuple[int, int] | None = None,
+    ) -> None:
+        """Run the model on ``source`` and write ``result``, both in the device's memory.
+
+        Args:
+            source: (H, W, C) or (N, H, W, C) uint8, C-contiguous, of any library that speaks DLPack
+                or ``__cuda_array_interface__``.
+            result: likewise, (H * scale, W * scale, C) or with N in front.
+            stream: of the caller, see :meth:`topcoat.runtime.Model.process_device`.
+            padded: (height, width) to which the frame is padded, and from which the result is
+                cropped; None: it goes in as it is.
+        """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
