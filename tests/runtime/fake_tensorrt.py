@@ -165,7 +165,8 @@ class FakeTensorRt:
         self.contexts = 0
         """Execution contexts that are alive."""
         self.refusals: dict[str, str] = {}
-        """What a method logs when it refuses once: "execute_async_v3", "create_context"."""
+        """What a method logs when it refuses once: "deserialize", "create_context",
+        "set_input_shape" or "execute_async_v3"."""
 
     def Runtime(self, logger: Logger) -> FakeRuntime:  # noqa: N802 - the library's name
         if not self.cuda.stack:
@@ -326,6 +327,8 @@ class FakeContext:
         return 0 <= number < self.engine.num_optimization_profiles
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        if self.trt.refuses("set_input_shape", self.engine.logger):
+            return False
         least, _, most = self.engine.header["profiles"][self._profile]
         size = shape[1:3]
         fits = all(low <= side <= high for low, side, high in zip(least, size, most, strict=True))

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Iterator
-from ctypes import c_void_p
 from pathlib import Path
 from typing import Any
 
@@ -190,9 +189,39 @@ def test_frames_of_the_gpu_stay_there(
             driver.call(
                 "cuMemcpyDtoHAsync_v2", made.ctypes.data, memory[1].handle, made.nbytes, queue
             )
-            driver.call("cuStreamSynchronize", c_void_p(queue))
+            driver.call("cuStreamSynchronize", queue)
             assert_close(made, wanted)
         for entry in memory:
+            entry.close()
+    context.close()
+
+
+@pytest.mark.gpu
+def test_graphs_of_rotating_buffers_do_not_disturb_each_other(
+    session: TensorRtSession, bundle: Path, device: Device
+) -> None:
+    # Each pair of buffers has a graph of its own, all of one execution context.
+    frames = [noise(64, 64, 3) ^ np.uint8(seed * 37) for seed in range(3)]
+    wanted = [expected(bundle, frame) for frame in frames]
+    driver = installed_driver()
+    context = Context(driver, device)
+    with context:
+        pairs = [[DeviceMemory(driver, frames[0].nbytes) for _ in "io"] for _ in frames]
+        for turn in range(12):
+            frame, (given, out) = frames[turn % 3], pairs[turn % 3]
+            made = np.zeros_like(frame)
+            size = frame.nbytes
+            driver.call("cuMemcpyHtoDAsync_v2", given.handle, frame.ctypes.data, size, 1)
+            session.run_device(
+                _Array(given.handle, frame.shape), _Array(out.handle, frame.shape), stream=1
+            )
+            driver.call("cuMemcpyDtoHAsync_v2", made.ctypes.data, out.handle, size, 1)
+            driver.call("cuStreamSynchronize", 1)
+            assert_close(made, wanted[turn % 3])
+            host = np.zeros((1, 64, 64, 3), np.uint8)
+            session.run(frame[None], host)
+            assert_close(host[0], wanted[turn % 3])
+        for entry in (memory for pair in pairs for memory in pair):
             entry.close()
     context.close()
 

@@ -94,6 +94,7 @@ class Plan:
         key = (source, result)
         known = self._graphs.get(key, _UNKNOWN)
         if isinstance(known, Graph):
+            self._graphs.move_to_end(key)
             known.launch(self._stream)
             return
         self._bind(source, result)
