@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.export.conftest import export_engine_main
-from topcoat.export.sources import SourceError, open_source, spandrel_network
+from topcoat.export.sources import SourceError, open_source
 from topcoat.export.sources.fast_neural_style import FastNeuralStyle
 
 
@@ -242,18 +242,6 @@ def test_what_is_no_network_for_frames_is_refused_with_the_reason(
     text = refusal(tmp_path / name)
     assert words in text
     assert [path.name for path in tmp_path.iterdir()] == [name]  # nothing was burgled
-
-
-def test_unknown_weights_are_described_and_more_architectures_offered(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(spandrel_network, "installed", lambda: False)
-    path = saved(
-        {"stem.weight": torch.zeros(3, 3), "stem.bias": torch.zeros(3)}, tmp_path / "a.pth"
-    )
-    text = refusal(path)
-    assert "another project's weights (2 keys: stem.weight, stem.bias" in text
-    assert 'pip install "topcoat-export[spandrel]"' in text
 
 
 def test_safetensors_ask_for_their_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,10 +100,8 @@ def open_source(
     near = spandrel_network.nearest(weights)
     if near is not None:
         raise SourceError(f"{path} looks like a network of the kind {near}; get the whole file")
-    more = (
+    more = spandrel_network.obstacle() or (
         "none of the architectures that Topcoat and spandrel know has such keys"
-        if spandrel_network.installed()
-        else f"more architectures are known after {spandrel_network.EXTRA}"
     )
     raise SourceError(
         f"{path} holds another project's weights ({len(weights)} keys: {keys}, …), and {more}; "

@@ -7,7 +7,6 @@ what spandrel is handed are tensors.
 import contextlib
 import importlib
 import importlib.metadata
-import importlib.util
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -65,9 +64,9 @@ def nearest(weights: Mapping[str, Tensor]) -> str | None:
 
     Returns:
         Words such as ``SPAN, but 4 of the 12 keys by which it is known are missing (…)``; None if
-        spandrel is not installed or fewer than half of such keys are there.
+        spandrel cannot be asked, or fewer than half of such keys are there.
     """
-    if not installed():
+    if obstacle() is not None:
         return None
     found: list[tuple[float, str, list[str], int]] = []
     for support in _import().MAIN_REGISTRY.architectures("detection"):
@@ -100,9 +99,20 @@ class _Asked(dict[str, Tensor]):
         return True
 
 
-def installed() -> bool:
-    """Say whether spandrel is there, without importing it."""
-    return importlib.util.find_spec("spandrel") is not None
+def obstacle() -> str | None:
+    """Say why spandrel cannot be asked, and what to do; None if it can."""
+    try:
+        _import()
+    except ModuleNotFoundError as error:
+        if error.name == "spandrel":
+            return f"more architectures are known after {EXTRA}"
+        return f"spandrel, which knows more, lacks {error.name}: {EXTRA}"
+    except Exception as error:  # a torchvision of another torch fails in ways of its own
+        return (
+            f"spandrel, which knows more, cannot be imported ({_first_line(error)}); it needs a "
+            f"torchvision that fits torch {torch.__version__}: {EXTRA}, in a new environment"
+        )
+    return None
 
 
 def recognise(path: Path, weights: Mapping[str, Tensor], sha256: str) -> Source | None:
@@ -114,13 +124,13 @@ def recognise(path: Path, weights: Mapping[str, Tensor], sha256: str) -> Source 
         sha256: of the file.
 
     Returns:
-        None if spandrel is not installed, or knows no architecture with such keys.
+        None if spandrel cannot be asked, or knows no architecture with such keys.
 
     Raises:
-        SourceError: spandrel cannot be imported; keys are missing; or the network takes or gives
-            something else than an RGB frame.
+        SourceError: keys are missing, or the network takes or gives something else than an RGB
+            frame.
     """
-    if not installed():
+    if obstacle() is not None:
         return None
     spandrel = _import()
     architecture = next(
@@ -187,14 +197,9 @@ def _nothing() -> None:
 
 
 def _import() -> Any:  # noqa: ANN401 - a module
-    try:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         return importlib.import_module("spandrel")
-    except Exception as error:  # torchvision of another torch fails in ways of its own
-        first = str(error).splitlines()[:1]
-        raise SourceError(
-            f"spandrel is installed but cannot be imported ({''.join(first)}); it needs a "
-            f"torchvision that fits torch {torch.__version__}: {EXTRA}, in a new environment"
-        ) from None
 
 
 def _check_kind(path: Path, name: str, descriptor: Any, spandrel: Any) -> None:  # noqa: ANN401

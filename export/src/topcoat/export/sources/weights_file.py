@@ -165,9 +165,7 @@ def _no_weights(path: Path, head: bytes) -> str:
     if head.startswith(b"PK"):
         return f"{path} was cut short, or is a zip that torch.save did not write; {WANTED}"
     if head.lstrip()[:1] in (b"<", b"{") or head.startswith(b"version https://"):
-        return (
-            f"{path} is text, such as a web page or a pointer to the file that was meant; {WANTED}"
-        )
+        return f"{path} is text, such as a web page or a pointer to another file; {WANTED}"
     return f"{path} is not a file of weights, or was cut short; {WANTED}"
 
 
