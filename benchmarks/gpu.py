@@ -67,6 +67,12 @@ def parser() -> argparse.ArgumentParser:
         "--sizes", default="", metavar="LIST", help="e.g. 720p,1080p (default: all four)"
     )
     top.add_argument(
+        "--networks",
+        default="",
+        metavar="LIST",
+        help="names of bundles, e.g. johnson-32,sr-x2 (default: all; quick: the first)",
+    )
+    top.add_argument(
         "--seconds", type=float, metavar="S", help="for each figure (default: 0.25; quick: 0.2)"
     )
     top.add_argument(
@@ -147,7 +153,7 @@ def _sizes(text: str, *, quick: bool) -> list[str]:
 
 
 def _prepare(args: argparse.Namespace) -> int:
-    from gpu_bundles import STYLE, prepare
+    from gpu_bundles import prepare
 
     _check_checkpoint(args.checkpoint)
     started = time.perf_counter()
@@ -155,12 +161,19 @@ def _prepare(args: argparse.Namespace) -> int:
         args.prepare,
         args.checkpoint,
         lambda what: print(f"{time.perf_counter() - started:6.1f} s  {what}", flush=True),
-        names=[STYLE] if args.quick else None,
+        names=_networks(args),
     )
     for bundle in made:
         print(bundle)
     print(f"next, where the GPU is: python benchmarks/gpu.py --bundles {args.prepare}")
     return 0
+
+
+def _networks(args: argparse.Namespace) -> list[str] | None:
+    from gpu_bundles import STYLE
+
+    names = [name.strip() for name in args.networks.split(",") if name.strip()]
+    return names or ([STYLE] if args.quick else None)
 
 
 def _check_checkpoint(path: Path | None) -> None:
@@ -230,7 +243,7 @@ def _measure(args: argparse.Namespace, sizes: Sequence[str]) -> int:
     if isinstance(device, str):
         return _say(f"{device} (--prepare and --floors need no GPU)", 2)
     if args.bundles is not None:
-        bundles_in(args.bundles)  # before minutes are spent
+        bundles_in(args.bundles, _networks(args))  # before minutes are spent
     if not args.json.parent.is_dir():
         return _say(f"--json {args.json}: its folder does not exist; make it", 2)
     minutes = args.minutes or (2.0 if args.quick else 9.5)
@@ -292,14 +305,14 @@ class Run:
             prepared = self._args.bundles
         else:
             prepared = self._work / "prepared"
-            job = {"folder": str(prepared), "checkpoint": None, "quick": self._args.quick}
+            job = {"folder": str(prepared), "checkpoint": None, "names": _networks(self._args)}
             if self._args.checkpoint is not None:
                 job["checkpoint"] = str(self._args.checkpoint.resolve())
             self._part("prepare", job, limit=240)
             if not any(prepared.glob("*.topcoat/manifest.json")):
                 self._save()
                 return False
-        sources = bundles_in(prepared)[: 1 if self._args.quick else None]
+        sources = bundles_in(prepared, _networks(self._args))
         # Engines and what they prove are added to copies: a bundle is its owner's.
         bundles = [Path(shutil.copytree(source, self._work / source.name)) for source in sources]
         self._floors(bundles, prepared)
@@ -353,7 +366,7 @@ class Run:
                     how = f"was killed by signal {-done.returncode}"
                 why = f"{how}: {said[-1][:400] if said else 'it said nothing'}"
         except subprocess.TimeoutExpired:
-            why = f"was stopped after {min(limit, left):.0f} s"
+            why = f"was stopped after {min(limit, left):.3g} s"
         self._take(out)
         self.result["seconds"][name] = round(time.monotonic() - began, 1)
         if why is not None:

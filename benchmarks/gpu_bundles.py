@@ -17,7 +17,7 @@ from gpu_floors import FloorError, Work, work_of
 if TYPE_CHECKING:
     from topcoat.export.engines import EngineRequest
     from topcoat.export.engines._request import EngineName
-    from topcoat.runtime import Manifest
+    from topcoat.runtime import Manifest, Variant
     from topcoat.runtime.backends._cuda import Device
 
 SIZES: Mapping[str, tuple[int, int]] = {
@@ -30,6 +30,9 @@ SIZES: Mapping[str, tuple[int, int]] = {
 
 STYLE = "johnson-32"
 """The network that the promises are about: 32, 64 and 128 channels."""
+
+LIBRARIES: Mapping[str, str] = {"rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
+"""What the exporter calls a library -> the module that builds with it."""
 
 WORK_FILE = "work.json"
 
@@ -84,6 +87,12 @@ def prepare(
     for name, path in _checkpoints(folder, checkpoint):
         if names is None or name in names:
             made.append(_export(folder, name, path, progress))
+    if not made:
+        known = ", ".join(subject.name for subject in SUBJECTS)
+        raise PrepareError(
+            f"none of the networks is called {', '.join(names or ())}; choose from {known} and the"
+            " name of the checkpoint"
+        )
     write_work(folder, made)
     return made
 
@@ -181,11 +190,11 @@ def requests(
     ]
 
 
-def bundles_in(folder: Path) -> list[Path]:
-    """Return the bundles of a folder, that of the promises first.
+def bundles_in(folder: Path, names: Sequence[str] | None = None) -> list[Path]:
+    """Return the bundles of a folder, or those of some names; that of the promises first.
 
     Raises:
-        PrepareError: there is none.
+        PrepareError: there is none, or none of a name.
     """
     found = sorted(path.parent for path in folder.glob("*.topcoat/manifest.json"))
     if not found:
@@ -193,7 +202,13 @@ def bundles_in(folder: Path) -> list[Path]:
             f"{folder} holds no bundles (NAME.topcoat); make them with"
             f" `python benchmarks/gpu.py --prepare {folder}` on a machine with torch and onnx"
         )
-    return sorted(found, key=lambda path: path.name != f"{STYLE}.topcoat")
+    if unknown := set(names or ()) - {path.stem for path in found}:
+        raise PrepareError(
+            f"{folder} holds no bundle of {', '.join(sorted(unknown))}, only"
+            f" {', '.join(path.stem for path in found)}; choose with --networks"
+        )
+    wanted = [path for path in found if names is None or path.stem in names]
+    return sorted(wanted, key=lambda path: path.stem != STYLE)
 
 
 def input_size(manifest: Manifest, size: str) -> tuple[int, int] | None:
@@ -288,13 +303,15 @@ def add_engines(
     # One generation's engine is smaller and builds faster; for others the default may still do.
     targets = (device.sm,) if engine == "rtx" and device.sm in RTX_TARGETS else None
     network = network_of(manifest.checkpoint)
-    held = {variant.engine.key for variant in manifest.variants if variant.engine is not None}
     for request in requests(engine, manifest.scale, targets):
         settled = request.settled(network)  # type: ignore[arg-type]
         model = next(
             v for v in manifest.variants if v.kind == "onnx" and v.precision == request.precision
         )
-        if key_of(settled, model.sha256, library) in held:
+        key = key_of(settled, model.sha256, library)
+        if any(
+            _does(variant, settled, key, library.version, device) for variant in manifest.variants
+        ):
             continue
         progress(f"{bundle.stem}: {engine} {request.precision}, {settled.profiles[0]}")
         built = build_engine(read_model(manifest, model), settled, library, progress=progress)
@@ -342,6 +359,20 @@ def add_engines(
             "seconds": built.seconds,
             "warnings": list(built.warnings),
         }
+
+
+def _does(variant: Variant, request: EngineRequest, key: str, version: str, device: Device) -> bool:
+    """Return whether an engine that is there does what is asked for on this GPU."""
+    info = variant.engine
+    if info is None:
+        return False
+    same = (info.library, info.version, info.profiles, variant.precision) == (
+        LIBRARIES[request.engine],
+        version,
+        request.profiles,
+        request.precision,
+    )
+    return info.key == key or (same and device.sm in info.targets)
 
 
 def write_json(place: Path, content: object) -> None:

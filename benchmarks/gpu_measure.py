@@ -11,10 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from topcoat.runtime import BackendError, Frame, Manifest, Variant
+from topcoat.runtime import BackendError, Frame, Manifest, Model, Variant
+from topcoat.runtime.backends import Compute
 from topcoat.runtime.backends._cuda import Context, Device, DeviceMemory, Driver, Event, Stream
 from topcoat.runtime.backends.tensorrt import EngineSettings, TensorRt, TensorRtSession
 from topcoat.runtime.bundle import read_model
+from topcoat.runtime.parity import Engine
+from topcoat.runtime.parity._measure import open_engine
 
 WARM_UP = 10
 LEAST, MOST = 30, 1000
@@ -99,6 +102,7 @@ class _Interface:
     """An array on a GPU, as far as the protocol shows it."""
 
     def __init__(self, address: int, shape: tuple[int, ...]) -> None:
+        self.shape = shape
         self.__cuda_array_interface__ = {
             "shape": shape,
             "typestr": "|u1",
@@ -120,7 +124,7 @@ def measure_engine(
     seconds: Seconds,
     make: Callable[[EngineSettings], TensorRt] | None = None,
 ) -> dict[str, Any]:
-    """Measure a built engine at one frame size: with CUDA graphs and without.
+    """Measure a built engine at one frame size, as programs call it: with CUDA graphs and without.
 
     Args:
         name: "tensorrt-rtx" or "tensorrt".
@@ -137,36 +141,41 @@ def measure_engine(
         BackendError: the engine cannot run here, or not frames of this size.
     """
     make = make or (lambda settings: TensorRt(name, settings=settings))
-    source = frame_of(*size)[None]
-    made = (1, size[0] * manifest.scale, size[1] * manifest.scale, 3)
-    result = np.empty(made, np.uint8)
-    model = read_model(manifest, variant)
+    source = frame_of(*size)
+    result = np.empty((size[0] * manifest.scale, size[1] * manifest.scale, 3), np.uint8)
+    engine = Engine(
+        file=variant.file,
+        precision=variant.precision,
+        backend=name,
+        compute=variant.precision,
+        required=False,
+    )
     row: dict[str, Any] = {}
     pictures = {}
-    for graph in (True, False):
-        backend = make(EngineSettings(use_graph=graph, cache_folder=cache))
-        context = Context(driver, device)
-        try:
+    context = Context(driver, device)
+    try:
+        for graph in (True, False):
             with context:
                 free = context.memory()[0]
+            backend = _Keeper(make(EngineSettings(use_graph=graph, cache_folder=cache)))
             began = time.perf_counter_ns()
-            session = backend.load(variant, model, compute=variant.precision, threads=1)
+            model = open_engine(manifest, engine, [backend])
             loaded = (time.perf_counter_ns() - began) / 1e6
-            try:
-                first = clocked(lambda s=session: s.run(source, result))  # type: ignore[misc]
-                found = _measure_session(session, context, source, result, seconds)
+            with model:
+                first = clocked(lambda m=model: m.process(source, result))  # type: ignore[misc]
+                session = backend.session
+                assert session is not None
+                found = _measure_model(model, session, context, source, result, seconds)
                 with context:
                     found["device_bytes"] = free - context.memory()[0]
-            finally:
-                session.close()
-        finally:
-            context.close()
-        pictures[graph] = result.copy()
-        if graph:
-            row |= {"load_ms": loaded, "first_frame_ms": first}
-        else:  # what was compiled the first time is in the cache now
-            row |= {"load_again_ms": loaded, "first_frame_again_ms": first}
-        row["graph" if graph else "no_graph"] = found
+            pictures[graph] = result.copy()
+            if graph:
+                row |= {"load_ms": loaded, "first_frame_ms": first}
+            else:  # what was compiled the first time is in the cache now
+                row |= {"load_again_ms": loaded, "first_frame_again_ms": first}
+            row["graph" if graph else "no_graph"] = found
+    finally:
+        context.close()
     if not np.array_equal(pictures[True], pictures[False]):
         raise BackendError(
             f"{name} makes other pictures of {variant.file} with CUDA graphs than without; report"
@@ -175,14 +184,49 @@ def measure_engine(
     return row
 
 
-def _measure_session(
-    session: TensorRtSession, context: Context, source: Frame, result: Frame, seconds: Seconds
+class _Keeper:
+    """A backend that keeps the session that it loaded, whose stages a model does not show."""
+
+    def __init__(self, backend: TensorRt) -> None:
+        self._backend = backend
+        self.session: TensorRtSession | None = None
+
+    @property
+    def name(self) -> str:
+        return self._backend.name
+
+    def missing(self) -> str | None:
+        return self._backend.missing()
+
+    def computes(self, variant: Variant) -> tuple[Compute, ...]:
+        return self._backend.computes(variant)
+
+    def version(self) -> str:
+        return self._backend.version()
+
+    def start(self) -> None:
+        self._backend.start()
+
+    def load(
+        self, variant: Variant, model: bytes, *, compute: str, threads: int
+    ) -> TensorRtSession:
+        self.session = self._backend.load(variant, model, compute=compute, threads=threads)
+        return self.session
+
+
+def _measure_model(
+    model: Model,
+    session: TensorRtSession,
+    context: Context,
+    source: Frame,
+    result: Frame,
+    seconds: Seconds,
 ) -> dict[str, Any]:
     """Measure frames of host memory stage by stage, then frames that stay on the GPU."""
     times = []
 
     def timed() -> float:
-        times.append(session.timed_run(source, result))
+        times.append(session.timed_run(source[None], result[None]))
         return times[-1].wall
 
     repeat(timed, seconds)
@@ -193,27 +237,42 @@ def _measure_session(
             stage: percentiles([getattr(entry, stage) for entry in times]) for stage in stages
         },
         "host_frames_ms": percentiles(
-            repeat(lambda: clocked(lambda: session.run(source, result)), seconds)
+            repeat(lambda: clocked(lambda: model.process(source, result)), seconds)
         ),
     }
     found["host_frames_overhead_us"] = found["stages_ms"]["overhead"]["p50"] * 1e3
+    found["pinned_frames_ms"] = percentiles(_pinned_times(model, session, source, result, seconds))
     frames = DeviceFrames(context, source, result.shape)
     try:
-        found |= _measure_device_frames(session, context, frames, seconds)
+        found |= _measure_device_frames(model, context, frames, seconds)
     finally:
         frames.close()
     return found
 
 
+def _pinned_times(
+    model: Model, session: TensorRtSession, source: Frame, result: Frame, seconds: Seconds
+) -> list[float]:
+    """Measure frames in host memory that the GPU reads by itself, as an application may hold them.
+
+    The arrays are freed with this call, while the session still is.
+    """
+    frame, place = session.pinned(source.shape), session.pinned(result.shape)
+    frame[...] = source
+    return repeat(lambda: clocked(lambda: model.process(frame, place)), seconds)
+
+
 def _measure_device_frames(
-    session: TensorRtSession, context: Context, frames: DeviceFrames, seconds: Seconds
+    model: Model, context: Context, frames: DeviceFrames, seconds: Seconds
 ) -> dict[str, Any]:
     """Measure frames on the GPU: one that is waited for, and many in a row.
 
     Queued in a row, the device is never without work, so their time by its clock is the device's
     alone; what one frame takes longer by the host's clock is what the host adds to it.
     """
-    one = repeat(lambda: clocked(lambda: session.run_device(frames.source, frames.result)), seconds)
+    one = repeat(
+        lambda: clocked(lambda: model.process_device(frames.source, frames.result)), seconds
+    )
     submits: list[float] = []
     per_frame: list[float] = []
     with context:
@@ -225,7 +284,7 @@ def _measure_device_frames(
             before.record(stream.handle)
         for _ in range(IN_FLIGHT):
             submits.append(
-                clocked(lambda: session.run_device(frames.source, frames.result, stream.handle))
+                clocked(lambda: model.process_device(frames.source, frames.result, stream.handle))
             )
         with context:
             after.record(stream.handle)

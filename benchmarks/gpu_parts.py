@@ -39,11 +39,10 @@ def _part_peaks(job: Mapping[str, Any], put: Put) -> None:
 
 
 def _part_prepare(job: Mapping[str, Any], put: Put) -> None:
-    from gpu_bundles import STYLE, prepare
+    from gpu_bundles import prepare
 
     checkpoint = None if job["checkpoint"] is None else Path(job["checkpoint"])
-    names = [STYLE] if job["quick"] else None
-    prepare(Path(job["folder"]), checkpoint, print, names=names)
+    prepare(Path(job["folder"]), checkpoint, print, names=job["names"])
 
 
 def _part_build(job: Mapping[str, Any], put: Put) -> None:

@@ -1,10 +1,14 @@
 """The benchmark of engines on a GPU, as far as it goes without one: count, measure, report."""
 
+import argparse
 import importlib
 import importlib.util
 import json
+import re
+import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -15,7 +19,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from topcoat.runtime.backends._cuda import probe
+from tests.runtime.fake_cuda import LAUNCH_FAILED, FakeCuda
+from tests.runtime.fake_tensorrt import Rig, make_engine_bundle
+from topcoat.runtime import BackendError, DeviceLostError, read_manifest, verify_files
+from topcoat.runtime.backends._cuda import Device, probe
+from topcoat.runtime.backends.tensorrt import TensorRt
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "benchmarks"
@@ -47,7 +55,7 @@ def model_of(
     nodes: Sequence[Node],
     weights: Mapping[str, tuple[int, ...]],
     *,
-    frame: tuple[object, ...] = (1, "height", "width", 4),
+    frame: Sequence[str | int | None] = (1, "height", "width", 4),
     dtype: int = TensorProto.FLOAT16,
 ) -> bytes:
     """A graph from ``frame`` to the last node's output, with weights of ones."""
@@ -65,7 +73,8 @@ def model_of(
         stored,
     )
     opset = [helper.make_opsetid("", 20)]
-    return onnx.ModelProto.SerializeToString(helper.make_model(graph, opset_imports=opset))
+    model: bytes = helper.make_model(graph, opset_imports=opset).SerializeToString()
+    return model
 
 
 def planes(*, then: Sequence[Node]) -> list[Node]:
@@ -298,3 +307,383 @@ class TestCommandLine:
         lines = done.stdout.splitlines()
         assert [line.split()[1] for line in lines] == ["720p", "1080p", "1440p", "4K"]
         assert "480x270 in" in lines[1]
+
+
+MILLISECONDS = 3.0
+"""What the fake GPU takes to compute a frame."""
+
+
+class TestMeasuring:
+    """On the fake driver and library of the runtime's tests, which compute the real pictures."""
+
+    @pytest.fixture
+    def rig(self) -> Rig:
+        return Rig(cuda=FakeCuda(), milliseconds=MILLISECONDS)
+
+    @pytest.fixture
+    def bundle(self, tmp_path: Path) -> Path:
+        return make_engine_bundle(DATA / "blocks.topcoat", tmp_path)
+
+    def measure(
+        self, modules: Import, rig: Rig, bundle: Path, size: tuple[int, int]
+    ) -> dict[str, Any]:
+        manifest = read_manifest(bundle)
+        variant = next(v for v in manifest.variants if v.kind == rig.backend.name)
+        device = rig.driver.probe()
+        assert not isinstance(device, str)
+        cache = bundle.parent / "cache"
+        cache.mkdir()
+        found: dict[str, Any] = modules("gpu_measure").measure_engine(
+            rig.backend.name,
+            manifest,
+            variant,
+            size,
+            driver=rig.driver,
+            device=device,
+            cache=cache,
+            seconds=0.0,
+            make=lambda settings: TensorRt(
+                rig.backend.name,
+                settings=settings,
+                driver=lambda: rig.driver,
+                installation=rig.installation,
+            ),
+        )
+        return found
+
+    def test_an_engine_is_measured_by_the_device_s_clock_and_the_host_s(
+        self, modules: Import, rig: Rig, bundle: Path
+    ) -> None:
+        row = self.measure(modules, rig, bundle, (16, 24))
+        size = 16 * 24 * 3
+        for how in ("graph", "no_graph"):
+            found = row[how]
+            stages = found["stages_ms"]
+            assert stages["compute"]["p50"] == pytest.approx(MILLISECONDS)
+            # The fake driver's copies take a millisecond per million bytes.
+            assert stages["upload"]["p50"] == pytest.approx(size / 1e6, rel=0.01)
+            assert stages["download"]["p50"] == pytest.approx(size / 1e6, rel=0.01)
+            # Frames that stay on the GPU are not copied: the device's time is the engine's.
+            assert found["device_ms"] == pytest.approx(MILLISECONDS)
+            assert found["host_frames_ms"]["frames"] >= 30
+            assert 0 < found["host_frames_ms"]["p50"] <= found["host_frames_ms"]["p99"]
+            assert found["submit_us"]["p50"] > 0
+            assert found["device_bytes"] >= 2 * size
+        assert row["first_frame_ms"] > 0
+        json.dumps(row, allow_nan=False)
+
+    def test_graphs_are_used_in_one_half_and_not_in_the_other(
+        self, modules: Import, rig: Rig, bundle: Path
+    ) -> None:
+        self.measure(modules, rig, bundle, (16, 24))
+        assert rig.cuda.calls["cuGraphLaunch"] > 100
+        # Every frame of the other half, and the first ones of a graph, went kernel by kernel.
+        assert len(rig.trt.executions) > 100
+        # ... and what was compiled was kept for it.
+        assert rig.trt.compiled == [(1, 16, 24, 3)]
+
+    def test_measuring_leaves_nothing_on_the_device(
+        self, modules: Import, rig: Rig, bundle: Path
+    ) -> None:
+        self.measure(modules, rig, bundle, (16, 24))
+        assert rig.cuda.live() == {}
+        rig.check()
+
+    def test_a_failing_engine_leaves_nothing_either(
+        self, modules: Import, rig: Rig, bundle: Path
+    ) -> None:
+        rig.cuda.fail("cuEventElapsedTime", LAUNCH_FAILED, after=40)
+        with pytest.raises(DeviceLostError):
+            self.measure(modules, rig, bundle, (16, 24))
+
+    def test_frames_outside_the_profile_are_an_error(
+        self, modules: Import, rig: Rig, bundle: Path
+    ) -> None:
+        with pytest.raises(BackendError, match="was built for frames"):
+            self.measure(modules, rig, bundle, (1024, 1024))
+        assert rig.cuda.live() == {}
+
+
+@pytest.fixture(scope="module")
+def prepared(modules: Import, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """A folder as ``--prepare`` makes it, of one tiny network; and what was said meanwhile."""
+    bundles = modules("gpu_bundles")
+    tiny = bundles.Subject(
+        name="tiny",
+        network="residual-sr",
+        settings={"scale": 8, "width": 4, "blocks": 0},
+        task="super-resolution",
+    )
+    folder = tmp_path_factory.mktemp("prepared")
+    said: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bundles, "SUBJECTS", (tiny,))
+        made = bundles.prepare(folder, None, said.append, names=["tiny"])
+    assert made == [folder / "tiny.topcoat"]
+    return folder, said
+
+
+class TestPreparing:
+    def test_the_folder_holds_bundles_that_the_runtime_opens(
+        self, modules: Import, prepared: tuple[Path, list[str]]
+    ) -> None:
+        folder, _ = prepared
+        (bundle,) = modules("gpu_bundles").bundles_in(folder)
+        manifest = verify_files(bundle)
+        assert manifest.scale == 8
+        assert {v.precision for v in manifest.variants if v.kind == "onnx"} == {"fp32", "fp16"}
+
+    def test_engines_are_built_for_any_size_in_both_precisions_and_for_1080p(
+        self, prepared: tuple[Path, list[str]]
+    ) -> None:
+        pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
+        folder, _ = prepared
+        manifest = read_manifest(folder / "tiny.topcoat")
+        built = [(v.precision, str(v.engine.profiles[0])) for v in manifest.variants if v.engine]
+        dynamic = "1x1:240x135:480x270"
+        assert sorted(built) == [("fp16", dynamic), ("fp16", "240x135"), ("fp32", dynamic)]
+
+    def test_a_generation_that_has_its_engines_gets_none_again_and_another_one_its_own(
+        self, modules: Import, prepared: tuple[Path, list[str]], tmp_path: Path
+    ) -> None:
+        pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
+        bundles = modules("gpu_bundles")
+        copy = Path(shutil.copytree(prepared[0] / "tiny.topcoat", tmp_path / "tiny.topcoat"))
+        assert list(bundles.add_engines(copy, "rtx", gpu("sm89"), print)) == []
+        made = list(bundles.add_engines(copy, "rtx", gpu("sm121"), print))
+        assert [entry["targets"] for entry in made] == [["sm121"]] * 3
+        added = [v for v in verify_files(copy).variants if v.engine][-3:]
+        assert {v.engine.targets for v in added if v.engine} == {("sm121",)}
+        # TensorRT for RTX builds for no sm90; the engines for earlier ones are there to be tried.
+        assert list(bundles.add_engines(copy, "rtx", gpu("sm90"), print)) == []
+
+    def test_the_work_is_what_torch_counts(
+        self, modules: Import, prepared: tuple[Path, list[str]]
+    ) -> None:
+        import torch
+        from torch.utils.flop_counter import FlopCounterMode
+
+        bundle = prepared[0] / "tiny.topcoat"
+        work = modules("gpu_bundles").work_for(bundle, None)["fp32"]["720p"]
+        network = modules("gpu_torch").network_of(read_manifest(bundle).checkpoint)
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            network(torch.rand(1, 3, 90, 160))
+        assert 2 * work.total_macs == counter.get_total_flops()
+
+    def test_a_machine_without_onnx_reads_the_work_that_was_counted_before(
+        self,
+        modules: Import,
+        prepared: tuple[Path, list[str]],
+        monkeypatch: pytest.MonkeyPatch,
+        tmp_path: Path,
+    ) -> None:
+        bundles = modules("gpu_bundles")
+        bundle = prepared[0] / "tiny.topcoat"
+        counted = bundles.work_for(bundle, None)
+        find_spec = importlib.util.find_spec
+        monkeypatch.setattr(
+            importlib.util, "find_spec", lambda name: None if name == "onnx" else find_spec(name)
+        )
+        read = bundles.work_for(bundle, prepared[0])
+        assert set(counted) == set(read) == {"fp32", "fp16"}
+        for precision, sizes in counted.items():
+            for size, work in sizes.items():
+                assert read[precision][size].to_json() == work.to_json()
+        with pytest.raises(modules("gpu_floors").FloorError, match="without onnx"):
+            bundles.work_for(bundle, tmp_path)
+        with pytest.raises(bundles.PrepareError, match="exporting needs onnx"):
+            bundles.prepare(tmp_path, None, print)
+
+    def test_a_folder_without_bundles_says_how_to_make_some(
+        self, modules: Import, tmp_path: Path
+    ) -> None:
+        bundles = modules("gpu_bundles")
+        with pytest.raises(bundles.PrepareError, match="--prepare"):
+            bundles.bundles_in(tmp_path)
+
+    def test_a_network_that_was_not_prepared_is_named(self, modules: Import) -> None:
+        bundles = modules("gpu_bundles")
+        with pytest.raises(bundles.PrepareError, match="holds no bundle of nothing, only blocks"):
+            bundles.bundles_in(DATA, ["nothing", "blocks"])
+        assert [path.stem for path in bundles.bundles_in(DATA, ["blocks"])] == ["blocks"]
+
+    @pytest.mark.parametrize(
+        ("bundle", "wanted"),
+        [("blocks", (1080, 1920)), ("double", (540, 960)), ("local8", (135, 240))],
+    )
+    def test_frames_go_in_at_the_size_whose_result_is_asked_for(
+        self, modules: Import, bundle: str, wanted: tuple[int, int]
+    ) -> None:
+        manifest = read_manifest(DATA / f"{bundle}.topcoat")
+        assert modules("gpu_bundles").input_size(manifest, "1080p") == wanted
+
+
+def gpu(sm: str) -> Device:
+    return Device(ordinal=0, name="A GPU", sm=sm, memory=1 << 33, cuda=(13, 0), driver="580.1")
+
+
+class TestReporting:
+    def row(self, **changes: object) -> dict[str, Any]:
+        def p(value: float) -> dict[str, float]:
+            return {"p50": value, "p95": value, "p99": value, "frames": 30}
+
+        stages = ("host_in", "upload", "compute", "download", "host_out", "wall", "overhead")
+        half = {
+            "stages_ms": {stage: p(0.5) for stage in stages},
+            "host_frames_ms": p(4.0),
+            "host_frames_overhead_us": 20.0,
+            "pinned_frames_ms": p(3.5),
+            "device_frames_ms": p(1.53),
+            "device_frames_overhead_us": 30.0,
+            "device_ms": 1.5,
+            "device_bytes": 1 << 28,
+        }
+        return {
+            "bundle": "johnson-32",
+            "backend": "tensorrt-rtx",
+            "precision": "fp16",
+            "size": "1080p",
+            "profile": "8x8:1920x1080:3840x2160",
+            "first_frame_ms": 800.0,
+            "first_frame_again_ms": 9.0,
+            "graph": half,
+            "no_graph": {**half, "device_ms": 1.6},
+            **changes,
+        }
+
+    def result(self, *rows: dict[str, Any], **changes: object) -> dict[str, Any]:
+        floor = {"larger_ms": 1.0, "bound": "arithmetic"}
+        return {
+            "machine": {"gpu": {"name": "A GPU", "sm": "sm89", "driver": "580.1", "cuda": "13.0"}},
+            "settings": {"sizes": {"1080p": [1080, 1920], "4K": [2160, 3840]}},
+            "peaks": {"tflops": {"fp16": 100.0}, "gigabytes_per_second": 1000.0, "source": "test"},
+            "floors": {"johnson-32": {"fp16": {"1080p": floor}}},
+            "engines": [],
+            "parity": [],
+            "measurements": list(rows),
+            "failures": [],
+            **changes,
+        }
+
+    def parity(self, status: str) -> dict[str, Any]:
+        engine = {"backend": "tensorrt-rtx", "compute": "fp16", "file": "x.engine"}
+        return {"bundle": "johnson-32", **engine, "status": status}
+
+    def test_promises_are_held_against_the_best_engine_of_the_network_that_they_are_about(
+        self, modules: Import
+    ) -> None:
+        slow = self.row(graph={**self.row()["graph"], "device_ms": 2.5})
+        other = self.row(bundle="sr-x2", graph={**self.row()["graph"], "device_ms": 0.1})
+        result = self.result(slow, self.row(), other, parity=[self.parity("passed")])
+        found = modules("gpu_report").verdicts(result)
+        assert found["floor"]["ratio"] == pytest.approx(1.5)
+        assert found["floor"]["kept"]
+        assert found["overhead"]["kept"]
+        assert found["parity"]["kept"]
+        assert not modules("gpu_report").verdicts(self.result(slow))["floor"]["kept"]
+
+    def test_a_promise_that_was_not_kept_says_so_in_the_table(self, modules: Import) -> None:
+        report = modules("gpu_report")
+        half = {**self.row()["graph"], "device_ms": 2.5, "device_frames_overhead_us": 51.0}
+        result = self.result(self.row(graph=half), parity=[self.parity("failed")])
+        result["verdicts"] = report.verdicts(result)
+        text = report.table(result)
+        assert "2.50 times its arithmetic floor (promise: 2, NOT KEPT)" in text
+        assert "worst 51 us (promise: 50, NOT KEPT)" in text
+        assert "failed: johnson-32 x.engine" in text
+
+    def test_the_overhead_promise_is_for_the_worst_engine_and_size(self, modules: Import) -> None:
+        half = {**self.row()["graph"], "device_frames_overhead_us": 51.0}
+        rows = [self.row(), self.row(), self.row(size="4K", graph=half)]
+        assert not modules("gpu_report").verdicts(self.result(*rows))["overhead"]["kept"]
+
+    def test_what_was_not_measured_is_no_kept_promise(self, modules: Import) -> None:
+        report = modules("gpu_report")
+        result = self.result(self.row(failed="it was not built for this GPU"))
+        assert set(report.verdicts(result).values()) == {None}
+        result["verdicts"] = report.verdicts(result)
+        text = report.table(result)
+        assert "kept" not in text.lower()
+        assert "- tensorrt-rtx fp16 of johnson-32: it was not built for this GPU" in text
+
+    def test_the_table_has_a_row_per_engine_and_a_column_per_size(self, modules: Import) -> None:
+        rows = [
+            self.row(),
+            self.row(profile="1920x1080"),
+            {
+                **{"bundle": "johnson-32", "backend": "onnxruntime-cuda", "precision": "fp16"},
+                **{"size": "4K", "host_frames_ms": {"p50": 30.0}},
+                "bare": {"device_frames_ms": {"p50": 21.0}},
+                "bare_nhwc": {"device_frames_ms": {"p50": 20.0}},
+                "bare_graph": {"failed": "no"},
+            },
+        ]
+        lines = modules("gpu_report").table(self.result(*rows)).splitlines()
+        assert "| engine | 1080p | 4K |" in lines
+        assert "| tensorrt-rtx fp16 | 1.50 / 4.00 | – |" in lines
+        assert "| tensorrt-rtx fp16, one size | 1.50 / 4.00 | – |" in lines
+        assert "| onnxruntime-cuda fp16 | – | 20.00 / 30.00 |" in lines
+        assert "| floor fp16 | 1.00 (arithmetic) | – |" in lines
+
+
+class TestParts:
+    @pytest.fixture
+    def run(self, modules: Import, tmp_path: Path) -> Any:  # noqa: ANN401 - a class of the benchmark
+        args = argparse.Namespace(
+            pack=[],
+            json=tmp_path / "gpu.json",
+            quick=False,
+            bundles=None,
+            checkpoint=None,
+            networks="",
+        )
+        deadline = time.monotonic() + 600
+        return modules("gpu").Run(args, tmp_path, ["1080p"], 0.1, deadline)
+
+    def saved(self, tmp_path: Path) -> Any:  # noqa: ANN401 - JSON
+        return json.loads((tmp_path / "gpu.json").read_text())
+
+    def test_a_part_that_fails_is_recorded_with_its_reason_and_the_run_goes_on(
+        self,
+        run: Any,  # noqa: ANN401
+        tmp_path: Path,
+    ) -> None:
+        job = {"bundle": str(DATA / "blocks.topcoat"), "backend": "tensorrt", "sizes": ["1080p"]}
+        run._part("run tensorrt blocks", job, limit=60)
+        run._part("nothing of this name", {}, limit=60)
+        first, second = self.saved(tmp_path)["failures"]
+        assert first["part"] == "run tensorrt blocks"
+        assert re.match(r"ended with exit code 1: .*(tensorrt|blocks)", first["reason"])
+        assert "KeyError" in second["reason"]
+
+    def test_a_part_that_takes_too_long_is_stopped(self, run: Any, tmp_path: Path) -> None:  # noqa: ANN401
+        job = {"folder": str(tmp_path / "made"), "checkpoint": None, "names": None}
+        run._part("prepare", job, limit=0.4)
+        (failure,) = self.saved(tmp_path)["failures"]
+        assert failure == {"part": "prepare", "reason": "was stopped after 0.4 s"}
+
+    def test_no_part_begins_when_the_time_is_over(self, run: Any, tmp_path: Path) -> None:  # noqa: ANN401
+        run._deadline = time.monotonic()
+        run._part("peaks", {}, limit=60)
+        assert "--minutes" in self.saved(tmp_path)["failures"][0]["reason"]
+
+    def test_what_a_part_wrote_before_it_ended_is_kept(self, run: Any, tmp_path: Path) -> None:  # noqa: ANN401
+        out = tmp_path / "part.jsonl"
+        rows = [json.dumps(["measurements", {"n": n}]) for n in (1, 2)]
+        out.write_text(
+            "\n".join(
+                [*rows, '["measurements", {"n'],
+            )
+        )
+        run._take(out)
+        run._take(tmp_path / "never_written.jsonl")
+        assert run.result["measurements"] == [{"n": 1}, {"n": 2}]
+
+    def test_values_that_json_cannot_say_are_left_empty(
+        self, modules: Import, tmp_path: Path
+    ) -> None:
+        parts = modules("gpu_parts")
+        assert parts._finite({"a": [float("inf"), 1.0], "b": {"c": float("nan")}}) == {
+            "a": [None, 1.0],
+            "b": {"c": None},
+        }
