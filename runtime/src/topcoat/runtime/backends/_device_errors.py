@@ -13,7 +13,8 @@ from topcoat.runtime._errors import BackendError, DeviceLostError, DeviceMemoryE
 
 # Its error code, and the line and signature of the C++ function that raised it.
 _ONNXRUNTIME_NOISE = re.compile(
-    r"^\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : |\S+\.(?:cc|cu|h):\d+ [^()]*\([^)]*\) "
+    r"\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : "
+    r"|\S+\.(?:cc|cu|h):\d+ [^()]*\([^)]*\)(?:::<lambda\(\)>)? "
 )
 _OUT_OF_MEMORY = re.compile(
     r"out[ _]of[ _](?:device[ _]|host[ _])?memory|failed to allocate memory|ALLOC_FAILED"

@@ -173,7 +173,11 @@ class OnnxRuntimeCudaSession:
         }
         try:
             session = self._ort.InferenceSession(
-                self._model, sess_options=options, providers=[(_PROVIDER, settings)]
+                self._model,
+                sess_options=options,
+                providers=[(_PROVIDER, settings)],
+                # Else it prints what failed and tries the CPU.
+                enable_fallback=False,
             )
         except Exception as error:  # its exceptions share no base but Exception
             what = f"{_NAME} cannot load {self._variant.file}"

@@ -30,9 +30,9 @@ _NAME = "onnxruntime-webgpu"
 _PACKAGE = "onnxruntime_ep_webgpu"
 _REGISTRATION = "topcoat.webgpu"
 
-_ON_THE_CPU = frozenset({"Cast", "Transpose"})
-"""Operators that may run on the CPU: the conversion of bytes at both ends, which versions of the
-plug-in without uint8 leave there."""
+_ON_THE_CPU = frozenset({"Cast", "Clip", "Round", "Transpose"})
+"""Operators that may run on the CPU: the conversion from and to bytes at both ends. Version 0.4 of
+the plug-in has no kernel for Round, and earlier ones none for uint8."""
 
 
 def plugin_library() -> str | None:
@@ -142,8 +142,9 @@ class OnnxRuntimeWebGpu:
 
         All of them, for the plug-in is handed one device and chooses the GPU by itself.
         """
-        ids = {f"{d.device.vendor_id:04x}:{d.device.device_id:04x}" for d in self._devices}
-        return "gpu-" + "+".join(sorted(ids))
+        found = [entry.device for entry in self._devices]
+        ids = {f"{d.type.name.lower()}-{d.vendor_id:04x}:{d.device_id:04x}" for d in found}
+        return "+".join(sorted(ids))
 
 
 class OnnxRuntimeWebGpuSession:
@@ -159,7 +160,8 @@ class OnnxRuntimeWebGpuSession:
         else:
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
         try:
-            session = ort.InferenceSession(model, sess_options=options)
+            # With its fallback it would print what failed and try the CPU.
+            session = ort.InferenceSession(model, sess_options=options, enable_fallback=False)
         except Exception as error:  # its exceptions share no base but Exception
             raise device_error(f"{_NAME} cannot load {variant.file}", error) from error
         check_session(session, _NAME, _PROVIDER, variant)
