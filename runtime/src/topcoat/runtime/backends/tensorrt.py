@@ -126,8 +126,8 @@ class TensorRt:
         except (ImportError, OSError) as error:  # the latter of a library that it loads itself
             return (
                 f"{flavour.module} is installed, but its libraries cannot be loaded"
-                f" ({_one_line(str(error))}); {self._pip()}, where NVIDIA's own package index can"
-                " be reached if it asks for that"
+                f" ({_one_line(str(error))}); {self._pip()} on a machine that reaches NVIDIA's own"
+                " package index"
             )
         if _numbers(module.__version__) < flavour.least_version:
             least = ".".join(map(str, flavour.least_version))
