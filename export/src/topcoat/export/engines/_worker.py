@@ -86,6 +86,10 @@ def _build(job: dict[str, Any]) -> dict[str, Any]:
     report = {"network": _inspected(network)}
 
     config = builder.create_builder_config()
+    if job["library"] == "tensorrt_rtx":
+        # The runtime hands over scratch memory: an engine that allocates its own while it runs
+        # cannot be captured into a CUDA graph.
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     if job["workspace"] is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, job["workspace"])
     if job["targets"] is not None:
