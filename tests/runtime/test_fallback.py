@@ -1,10 +1,12 @@
 """What happens when the chosen engine fails on a frame: who takes over, how loudly, how long."""
 
 import dataclasses
+import gc
 import json
 import logging
 import threading
 import warnings
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -514,6 +516,19 @@ def test_a_warning_made_into_an_exception_leaves_the_model_usable(frame: Frame) 
         with pytest.raises(tr.FallbackWarning):  # the tests' filter does that
             model.process(frame)
         np.testing.assert_array_equal(model.process(frame), reference("blocks", frame))
+
+
+def test_a_failure_that_is_remembered_does_not_keep_the_callers_pictures(frame: Frame) -> None:
+    gpu = ScriptedBackend("gpu", fails(tr.BackendError, "kernel failed"))
+    with open_scripted(gpu, ScriptedBackend("cpu")) as model:
+        picture = np.array(frame)
+        gone = weakref.ref(picture)
+        with pytest.warns(tr.FallbackWarning):
+            model.process(picture)
+        del picture
+        gc.collect()
+        assert gone() is None
+        assert model.explain().fallbacks, "nothing was remembered"
 
 
 def test_many_threads_fall_back_once(frame: Frame, caplog: pytest.LogCaptureFixture) -> None:

@@ -59,14 +59,35 @@ class Way:
         return self.candidate.engine
 
 
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """Why an engine cannot run something.
+
+    Not the exception itself: one that is kept keeps the frames of its traceback, and with them the
+    caller's pictures.
+    """
+
+    way: Way
+    kind: type[BackendError]
+    text: str
+
+    @classmethod
+    def of(cls, way: Way, error: BackendError | BundleError) -> _Failure:
+        kind = type(error) if isinstance(error, BackendError) else BackendError
+        return cls(way, kind, str(error))
+
+    def __str__(self) -> str:
+        return f"{self.way.engine}: {self.text}"
+
+
 @dataclass(slots=True)
 class _Size:
     """What is known about frames of one size."""
 
     way: Way | None = None
     """What runs them; None while that is being found out."""
-    tried: list[tuple[Way, BackendError]] = field(default_factory=list)
-    """What cannot run them, and why."""
+    tried: list[_Failure] = field(default_factory=list)
+    """What cannot run them."""
 
 
 class Engines:
@@ -87,7 +108,7 @@ class Engines:
         self._sizes: OrderedDict[FrameSize, _Size] = OrderedDict()
         self._records: OrderedDict[FrameSize, Fallback] = OrderedDict()
         self._told: OrderedDict[_Change, None] = OrderedDict()
-        self._gone: list[tuple[Way, BackendError]] = []
+        self._gone: list[_Failure] = []
 
     @classmethod
     def only(cls, explanation: Explanation, session: Session) -> Engines:
@@ -143,16 +164,18 @@ class Engines:
             BackendError: no other one may or can run them: ``error`` itself where there was one
                 only, else one that says why each cannot.
         """
+        may = self._fallback or isinstance(error, FrameOutsideProfileError)
+        if not may or len(self._order) == 1:
+            raise error
         known = self._sizes.get(size)
         way = self._ways[0] if known is None or known.way is None else known.way
-        if not (self._fallback or isinstance(error, FrameOutsideProfileError)):
-            raise error
+        failure = _Failure.of(way, error)
         if isinstance(error, DeviceLostError):
-            self._remove(way, error)
+            self._remove(failure)
         if known is None:
             known = self._remember(size)
         known.way = None
-        known.tried.append((way, error))
+        known.tried.append(failure)
         self._record(size, self._find(size, given), 1)
 
     def cut(self, size: FrameSize, tiles: int, error: DeviceMemoryError) -> None:
@@ -175,40 +198,31 @@ class Engines:
         """Find and load the best engine that has not failed on this size, and remember it."""
         known = self._sizes.get(size) or self._remember(size)
         for way in list(self._ways):
-            if any(tried is way for tried, _ in known.tried):
+            if any(failure.way is way for failure in known.tried):
                 continue
             if way.profiles and not any(profile.holds(*given) for profile in way.profiles):
                 sizes = ", ".join(str(profile) for profile in way.profiles)
-                known.tried.append(
-                    (way, FrameOutsideProfileError(f"it was built for frames of {sizes}"))
-                )
+                text = f"it was built for frames of {sizes}"
+                known.tried.append(_Failure(way, FrameOutsideProfileError, text))
                 continue
             if way.session is None:
                 try:
                     way.session = way.load()
-                except DeviceMemoryError as error:  # may fit once other frames come
-                    known.tried.append((way, error))
-                    continue
                 except (BackendError, BundleError) as error:
-                    problem = error if isinstance(error, BackendError) else BackendError(str(error))
-                    self._remove(way, problem)
-                    known.tried.append((way, problem))
+                    known.tried.append(_Failure.of(way, error))
+                    if not isinstance(error, DeviceMemoryError):  # that may pass
+                        self._remove(known.tried[-1])
                     continue
             known.way = way
             return way
         # The next frame of this size finds out anew: what failed may work again.
         del self._sizes[size]
         self._forget_record(size)
-        tried = known.tried + [
-            (w, e) for w, e in self._gone if all(w is not t for t, _ in known.tried)
-        ]
-        if len(tried) == 1:
-            raise tried[0][1]
-        kinds = {type(error) for _, error in tried}
+        failures = known.tried + [gone for gone in self._gone if gone not in known.tried]
+        kinds = {failure.kind for failure in failures}
         kind = kinds.pop() if len(kinds) == 1 else BackendError
-        width, height = size[2], size[1]
-        reasons = "; ".join(f"{way.engine}: {error}" for way, error in tried)
-        raise kind(f"no engine is left for frames of {width}x{height}: {reasons}")
+        reasons = "; ".join(map(str, failures))
+        raise kind(f"no engine is left for frames of {size[2]}x{size[1]}: {reasons}")
 
     def _remember(self, size: FrameSize) -> _Size:
         while len(self._sizes) >= SIZES_KEPT:
@@ -221,10 +235,11 @@ class Engines:
         if self._records.pop(size, None) is not None:
             self._explain()
 
-    def _remove(self, way: Way, error: BackendError) -> None:
+    def _remove(self, failure: _Failure) -> None:
         """Take an engine out for good."""
+        way = failure.way
         self._ways = [other for other in self._ways if other is not way]
-        self._gone.append((way, error))
+        self._gone.append(failure)
         for known in self._sizes.values():
             if known.way is way:
                 known.way = None
@@ -232,7 +247,7 @@ class Engines:
             with contextlib.suppress(BackendError):  # it is lost, whatever it says to that
                 way.session.close()
             way.session = None
-        out = dataclasses.replace(way.candidate, usable=False, reason=f"out: {error}")
+        out = dataclasses.replace(way.candidate, usable=False, reason=f"out: {failure.text}")
         old = self._explanation
         self._explanation = dataclasses.replace(
             old,
@@ -246,16 +261,16 @@ class Engines:
         """Note what runs frames of this size now, and say so if that is news."""
         known = self._sizes.get(size)
         reasons = [] if known is None else list(known.tried)
+        place = self._order.index(used)
         reasons += [
-            (way, error)
-            for way, error in self._gone
-            if all(way is not tried for tried, _ in reasons)
-            and self._order.index(way) < self._order.index(used)
+            gone
+            for gone in self._gone
+            if gone not in reasons and self._order.index(gone.way) < place
         ]
         if short is not None:
-            reasons.append((used, short))
-        failed = reasons[0][0].engine
-        why = [f"{reasons[0][1]}", *(f"{way.engine}: {error}" for way, error in reasons[1:])]
+            reasons.append(_Failure.of(used, short))
+        failed = reasons[0].way.engine
+        why = [reasons[0].text, *map(str, reasons[1:])]
         batch, height, width = size
         fallback = Fallback(
             height=height,
