@@ -339,6 +339,14 @@ def test_a_library_of_cuda_that_cannot_be_loaded_is_named_and_nothing_is_printed
     assert capfd.readouterr() == ("", "")
 
 
+def test_a_driver_that_is_too_old_for_the_installed_onnxruntime_is_named() -> None:
+    old = dataclasses.replace(GPU, cuda=(12, 4))
+    assert OnnxRuntimeCuda(ort=FakeOrt, device=lambda: old).missing() == (
+        "the NVIDIA driver is too old: it supports CUDA 12.4, and the onnxruntime-gpu that is"
+        " installed needs 13.0; install a newer driver"
+    )
+
+
 def test_cuda_offers_fp16_first_and_for_this_generation_of_gpus(blocks: Path) -> None:
     manifest = tr.read_manifest(blocks)
     offers = {v.precision: cuda(FakeOrt()).computes(v)[0] for v in manifest.variants}

@@ -70,6 +70,12 @@ class OnnxRuntimeCuda:
                 "the onnxruntime that is installed cannot use CUDA (it has"
                 f" {', '.join(offered)}); {_INSTALL}"
             )
+        major = _cuda_major(ort)
+        if major is not None and device.cuda < (major, 0):
+            return (
+                f"the NVIDIA driver is too old: it supports CUDA {'.'.join(map(str, device.cuda))},"
+                f" and the onnxruntime-gpu that is installed needs {major}.0; install a newer driver"
+            )
         return _preload(ort)
 
     def computes(self, variant: Variant) -> tuple[Compute, ...]:
@@ -223,6 +229,12 @@ class OnnxRuntimeCudaSession:
         self._session.run_with_iobinding(self._binding)
 
 
+def _cuda_major(ort: Any) -> int | None:  # noqa: ANN401 - the package has no types
+    """Return the major version of CUDA that onnxruntime was built with; None if it does not say."""
+    major = str(getattr(ort, "cuda_version", "") or "").split(".")[0]
+    return int(major) if major.isdecimal() else None
+
+
 def _preload(ort: Any) -> str | None:  # noqa: ANN401 - the package has no types
     """Load the libraries of CUDA that the provider is linked to; return what is missing, or None.
 
@@ -239,9 +251,9 @@ def _preload(ort: Any) -> str | None:  # noqa: ANN401 - the package has no types
     for line in printed.getvalue().splitlines():
         if line.startswith("Failed to load "):
             library = line.removeprefix("Failed to load ").split(":")[0].replace("\\", "/")
-            major = str(getattr(ort, "cuda_version", "") or "").split(".")[0]
+            major = _cuda_major(ort)
             return (
-                f"ONNX Runtime needs CUDA{' ' + major if major else ''} and cuDNN 9, and"
+                f"ONNX Runtime needs CUDA{'' if major is None else f' {major}'} and cuDNN 9, and"
                 f" {library.rsplit('/', 1)[-1]} cannot be loaded;"
                 " pip install 'topcoat-runtime[cuda]' brings them"
             )
