@@ -74,7 +74,8 @@ class OnnxRuntimeCuda:
         if major is not None and device.cuda < (major, 0):
             return (
                 f"the NVIDIA driver is too old: it supports CUDA {'.'.join(map(str, device.cuda))},"
-                f" and the onnxruntime-gpu that is installed needs {major}.0; install a newer driver"
+                f" and the onnxruntime-gpu that is installed needs {major}.0; install a newer"
+                " driver"
             )
         return _preload(ort)
 
