@@ -192,25 +192,36 @@ def test_openvino_computes_the_same_picture(
         assert found.psnr_db > 35
 
 
-def test_a_symmetric_graph_is_built_by_an_engine_library(
-    enlarging: tuple[onnx.ModelProto, Any],
-) -> None:
+def test_the_graph_is_built_by_an_engine_library(enlarged: Quantised) -> None:
     rtx = pytest.importorskip(
         "tensorrt_rtx", reason="TensorRT for RTX is not installed, which builds without a GPU"
     )
-    model, sizes = enlarging
-    quantised = quantise(model, sizes, drawn(), probes=probes(drawn()), symmetric=True)
+    quantised = enlarged.model
     logger = rtx.Logger(rtx.Logger.ERROR)
     builder = rtx.Builder(logger)
     parsed = builder.create_network(1 << int(rtx.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = rtx.OnnxParser(parsed, logger)
-    assert parser.parse(quantised.model.SerializeToString()), [
+    assert parser.parse(quantised.SerializeToString()), [
         str(parser.get_error(i)) for i in range(parser.num_errors)
     ]
     config, profile = builder.create_builder_config(), builder.create_optimization_profile()
     profile.set_shape("frame", (1, 16, 16, 3), (1, 64, 64, 3), (1, 128, 128, 3))
     config.add_optimization_profile(profile)
     assert builder.build_serialized_network(parsed, config) is not None
+
+
+@pytest.mark.parametrize(("symmetric", "kind"), [(True, "INT8"), (False, "UINT8")])
+def test_what_a_convolution_reads_is_signed_or_has_a_zero_point(symmetric: bool, kind: str) -> None:
+    found = quantise(dense(), Sizes(), drawn(), probes=probes(drawn()), symmetric=symmetric)
+    tensors = {tensor.name: tensor for tensor in found.model.graph.initializer}
+    points = [
+        tensors[node.input[2]]
+        for node in found.model.graph.node
+        if node.op_type == "QuantizeLinear"
+    ]
+    assert {TensorProto.DataType.Name(point.data_type) for point in points} == {kind}
+    if symmetric:
+        assert not any(numpy_helper.to_array(point).any() for point in points)
 
 
 def amplified(gain: float) -> onnx.ModelProto:
@@ -269,6 +280,13 @@ def test_the_method_that_harms_least_is_taken_and_reported() -> None:
     assert content["share"] == pytest.approx(1)
     assert content["bytes_int8"] == report.bytes_int8
     assert [conv["name"] for conv in content["convolutions"]] == ["conv0", "conv1", "conv2"]
+
+
+def test_frames_of_several_sizes_are_calibrated_on_together() -> None:
+    mixed = [drawn(24)[0], drawn(40)[1][:31], drawn(48)[2][:, :17]]
+    found = quantise(dense(), Sizes(size_multiple=8, size_min=16), mixed, probes=probes(drawn()))
+    assert found.report.frames == 3
+    assert found.report.result["photographs"].psnr_db > 45
 
 
 def test_nothing_to_calibrate_on_or_to_quantise_is_refused() -> None:

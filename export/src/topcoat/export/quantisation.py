@@ -220,7 +220,7 @@ def quantise(
     calibration: Sequence[Frame] | None = None,
     *,
     probes: Sequence[ProbeFrame] | None = None,
-    symmetric: bool = False,
+    symmetric: bool = True,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Quantised:
     """Quantise the convolutions of a float32 graph, as many as the picture bears.
@@ -228,11 +228,13 @@ def quantise(
     Args:
         model: a graph of the frame contract, float32; it is copied, not changed.
         network: the sizes that it takes, and its scale.
-        calibration: what the scales are found on; :func:`calibration_frames` if None.
+        calibration: what the scales are found on, (H, W, 3) each; :func:`calibration_frames` if
+            None.
         probes: what the picture is judged on, against the float32 graph; if None the
             photographs, synthetic frames and flat areas that parity compares, or its noise.
-        symmetric: what a convolution reads is int8 around zero, which TensorRT wants, instead of
-            uint8 with a zero point. Behind a ReLU that is a bit less.
+        symmetric: what a convolution reads is int8 around zero. TensorRT takes nothing else. If
+            not, it is uint8 with a zero point, which has a bit more behind a ReLU; OpenVINO 2026.4
+            computes a frame of one pixel wrongly then, where a sum follows the convolution.
         progress: is told what is being done.
 
     Returns:
@@ -363,7 +365,7 @@ def _quantised(
     import_onnxruntime()  # first: it switches telemetry off
     from onnxruntime import quantization
 
-    padded = [_padded(frame, network)[0] for frame in frames]
+    padded = _alike(frames, network)
     copied = _parsed(model.SerializeToString())  # the library changes its input
     with tempfile.TemporaryDirectory() as folder, _quiet():
         file = Path(folder) / "int8.onnx"
@@ -514,6 +516,23 @@ def _padded(frame: Frame, network: Sizes) -> tuple[Frame, tuple[int, int]]:
     )
     edges = [(0, 0)] * (frame.ndim - 3) + [(0, down), (0, right), (0, 0)]
     return np.pad(frame, edges, mode="edge"), (height, width)
+
+
+def _alike(frames: Sequence[Frame], network: Sizes) -> list[Frame]:
+    """Bring frames to one size that the network takes: the library's histograms want that.
+
+    Photographs repeat their last row and column; noise repeats itself, as its textures do.
+    """
+    padded = [_padded(frame, network)[0] for frame in frames]
+    height, width = (max(frame.shape[axis] for frame in padded) for axis in (0, 1))
+    return [
+        np.pad(
+            frame,
+            [(0, height - frame.shape[0]), (0, width - frame.shape[1]), (0, 0)],
+            mode="wrap" if network.takes == "noise" else "edge",
+        )
+        for frame in padded
+    ]
 
 
 def _piece(frame: Frame, network: Sizes, side: int) -> Frame:
