@@ -267,13 +267,13 @@ def test_a_range_is_for_onnx_files_alone(tmp_path: Path) -> None:
 
 
 def test_a_style_from_elsewhere_becomes_a_bundle_that_says_so(tmp_path: Path) -> None:
-    path = saved({"state_dict": style_weights()}, tmp_path / "candy.pth")
+    path = saved({"state_dict": style_weights((2, 3, 4), 1)}, tmp_path / "candy.pth")
     outcome = export_engine_main(path)
     assert outcome.code == 0, outcome.stderr
     bundle = tmp_path / "candy.topcoat"
     manifest = json.loads((bundle / "manifest.json").read_text(encoding="utf-8"))
     assert manifest["checkpoint"]["kind"] == "fast-neural-style"
-    assert manifest["checkpoint"]["network"]["settings"] == {"widths": [4, 6, 8], "blocks": 2}
+    assert manifest["checkpoint"]["network"]["settings"] == {"widths": [2, 3, 4], "blocks": 1}
     assert "recipe" not in manifest["checkpoint"]
     card = (bundle / "card.md").read_text(encoding="utf-8")
     assert "pytorch/examples" in card
