@@ -25,7 +25,7 @@ from topcoat.export.quantisation import (
 )
 from topcoat.runtime.backends.onnxruntime import import_onnxruntime
 from topcoat.runtime.frames import Frame
-from topcoat.runtime.parity import ProbeFrame, difference, synthetic_frames
+from topcoat.runtime.parity import ProbeFrame, difference, flat_colours, synthetic_frames
 
 
 @dataclass(frozen=True)
@@ -104,11 +104,16 @@ def identity(channels: int, noise: float = 0.0, seed: int = 0) -> NDArray[np.flo
 
 
 def run(model: onnx.ModelProto, frame: Frame) -> Frame:
+    one: Frame = run_batch(model, frame[None])[0]
+    return one
+
+
+def run_batch(model: onnx.ModelProto, frames: Frame) -> Frame:
     session = import_onnxruntime().InferenceSession(
         model.SerializeToString(), providers=["CPUExecutionProvider"]
     )
-    (made,) = session.run(None, {model.graph.input[0].name: frame[None]})
-    return np.asarray(made[0])
+    (made,) = session.run(None, {model.graph.input[0].name: frames})
+    return np.asarray(made)
 
 
 def dense() -> onnx.ModelProto:
@@ -117,7 +122,7 @@ def dense() -> onnx.ModelProto:
 
 @pytest.fixture(scope="module")
 def enlarging() -> tuple[onnx.ModelProto, Any]:
-    small = sr_checkpoint("residual-sr", 2).build_network()
+    small = sr_checkpoint("residual-sr", 4).build_network()
     return onnx_from_network(small, task="super-resolution"), small
 
 
@@ -135,7 +140,7 @@ def test_a_network_that_enlarges_keeps_its_picture_in_int8(
     assert enlarged.report.result["photographs"].psnr_db > 40
     for frame in drawn(37):  # not a size that it was calibrated on
         found = difference(run(model, frame), run(enlarged.model, frame))
-        assert 35 < found.psnr_db < 70  # close, and not the same file again
+        assert 35 < found.psnr_db < 75  # close, and not the same file again
 
 
 def test_the_frame_contract_and_the_signature_stay(
@@ -178,6 +183,24 @@ def test_the_same_graph_and_frames_give_the_same_bytes(
     first = enlarged.model.SerializeToString(deterministic=True)
     assert again.model.SerializeToString(deterministic=True) == first
     assert model.SerializeToString(deterministic=True) == before  # copied, not changed
+
+
+def test_an_area_of_one_colour_stays_one_because_the_enlargement_stays_float32(
+    enlarging: tuple[onnx.ModelProto, Any], enlarged: Quantised
+) -> None:
+    model, sizes = enlarging
+    colours = flat_colours()[:, None, None].repeat(8, axis=1).repeat(8, axis=2)
+    before = run_batch(model, colours)
+    assert (before == before[:, :1, :1]).all()
+    # Judged on photographs alone, 8 bits of the bicubic weights print a grid that those hide.
+    printed = run_batch(enlarged.model, colours)
+    assert not (printed == printed[:, :1, :1]).all()
+    flat = ProbeFrame(name="flat", group="flat", frame=colours)
+    careful = quantise(model, sizes, drawn(), probes=[*probes(drawn()), flat])
+    kept = [conv.name for conv in careful.report.convolutions if not conv.quantised]
+    assert kept == ["network.bicubic.weight"]
+    even = run_batch(careful.model, colours)
+    assert (even == even[:, :1, :1]).all()
 
 
 def test_openvino_computes_the_same_picture(
