@@ -143,6 +143,7 @@ def _export(folder: Path, name: str, checkpoint: Path, progress: Progress) -> Pa
     from topcoat.export import export_bundle
     from topcoat.export._errors import EngineLibraryError
     from topcoat.export.engines import find_library
+    from topcoat.export.precision import PrecisionPlan
     from topcoat.export.sources import open_source
 
     source = open_source(checkpoint)
@@ -156,7 +157,7 @@ def _export(folder: Path, name: str, checkpoint: Path, progress: Progress) -> Pa
         source,
         folder / f"{name}.topcoat",
         name=name,
-        precisions=("fp32", "fp16"),
+        plan=PrecisionPlan(precisions=("fp32", "fp16")),
         engines=engines,
         progress=lambda what: progress(f"{name}: {what}"),
     )

@@ -22,6 +22,7 @@ from topcoat.export.engines import (
     parse_profile,
 )
 from topcoat.export.engines._request import KINDS, EngineName
+from topcoat.export.precision import PrecisionPlan
 from topcoat.runtime.backends._cuda import Device, probe
 from topcoat.runtime.parity import ParityRow
 
@@ -79,7 +80,7 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         name: export_bundle(
             checkpoint,
             folder / f"{name}.topcoat",
-            precisions=("fp32", "fp16"),
+            plan=PrecisionPlan(precisions=("fp32", "fp16")),
             engines=requests,
         )
         for name, checkpoint in checkpoints.items()

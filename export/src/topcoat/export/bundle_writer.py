@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import onnx
 import torch
 from PIL import Image
 
@@ -37,15 +38,20 @@ from topcoat.export.golden import golden, golden_texture
 from topcoat.export.halo import prove_halo
 from topcoat.export.manifest import Part, identity, made_by, manifest_of
 from topcoat.export.memory import memory_per_pixel
-from topcoat.export.onnx_from_checkpoint import OUTPUT_NAMES, Precision
+from topcoat.export.onnx_from_checkpoint import DTYPES, OUTPUT_NAMES, Precision
 from topcoat.export.parity import ParityReport, measure_parity
+from topcoat.export.precision import Audit, PrecisionPlan
 from topcoat.export.probes import bundled_photographs, noise_probes, probe_frames
+from topcoat.export.quantisation import Quantised, calibration_frames, quantise
 from topcoat.export.sources import Source, source_from_checkpoint
 from topcoat.export.tiling import prove_tiling, takes_noise
 from topcoat.runtime.bundle import ENGINE_KINDS
 from topcoat.runtime.parity import engines_for
 from topcoat.train import Checkpoint
 from topcoat.train.networks import FrameNetwork
+
+FP32 = PrecisionPlan(precisions=("fp32",))
+"""The plan that every bundle contains."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +78,9 @@ def export_bundle(
     output: str | os.PathLike[str],
     *,
     name: str | None = None,
-    precisions: Sequence[Precision] = ("fp32",),
+    plan: PrecisionPlan = FP32,
+    audit: Audit | None = None,
+    calibration: str | os.PathLike[str] | None = None,
     engines: Sequence[EngineRequest] = (),
     timing_cache: str | os.PathLike[str] | None = None,
     photos: str | os.PathLike[str] | None = None,
@@ -89,7 +97,12 @@ def export_bundle(
         source: a trained network.
         output: the bundle's folder, usually ``NAME.topcoat``.
         name: what the bundle is called; the folder's name without suffix if None.
-        precisions: ``fp32``, which every CPU backend needs, and ``fp16`` for GPU backends.
+        plan: which models to make: float32, which every CPU backend needs, and others; what
+            :func:`topcoat.export.precision.plan_precisions` made of an audit, or
+            ``PrecisionPlan(precisions=("fp32", "fp16"))`` without one.
+        audit: what the plan was made of; its numbers go into the bundle as ``precision.json``.
+        calibration: a folder of photographs on which the scales of int8 are found; the bundled ones
+            if None.
         engines: TensorRT engines to build from these models. One that this machine cannot run is
             compared where it runs, by ``topcoat verify``.
         timing_cache: for ``tensorrt`` engines, see :func:`topcoat.export.engines.build_engine`.
@@ -113,10 +126,11 @@ def export_bundle(
         EngineRequestError: an engine's sizes do not fit the network.
         EngineLibraryError: the library that builds an engine cannot be used here.
         EngineBuildError: it refuses the model.
+        QuantisationError: the picture does not bear int8.
         topcoat.train.CheckpointError: the weights do not fit the network.
     """
-    if "fp32" not in precisions:
-        raise ValueError(f"precisions must contain fp32, got {tuple(precisions)}; CPUs run that")
+    if "fp32" not in plan.precisions:
+        raise ValueError(f"the plan must contain fp32, got {plan.precisions}; CPUs run that")
     place = Path(output).absolute()
     name = checked_name(name if name is not None else place.name.removesuffix(".topcoat"))
     if place.is_symlink():
@@ -131,11 +145,11 @@ def export_bundle(
     requests = [request.settled(network) for request in engines]
     libraries = {name: find_library(name) for name in {str(r.engine) for r in requests}}
     if earlier is not None:
-        if photos is None and _holds(earlier, precisions, requests, libraries):
+        if photos is None and _holds(earlier, plan, requests, libraries):
             progress("nothing to do: the bundle there holds all of it")
             return _as_it_is(place, earlier, source)
         progress(f"adding to the bundle of the same network at {place.name}")
-        precisions = _united(precisions, earlier)
+        plan = earlier.united(plan)
     texture = takes_noise(network)
     if texture and photos is not None:
         raise PhotographError(
@@ -155,28 +169,32 @@ def export_bundle(
         elif network.halo is not None:
             progress(f"tiles: does an output pixel look no further than {network.halo} pixels?")
             prove_halo(network)
-        models: dict[str, bytes] = {}
+        made = _Models(source, plan, calibration, progress)
         parts = []
-        for precision in dict.fromkeys([*precisions, *(r.precision for r in requests)]):
-            progress(f"ONNX, {precision}")
-            model = source.to_onnx(cast("Precision", precision))
-            models[precision] = model.SerializeToString(deterministic=True)
-            if precision == "fp32":
-                memory = memory_per_pixel(model, network.size_multiple, network.size_min)
-            if precision in precisions:
-                part = Part(
-                    file=f"model.{precision}.onnx",
-                    precision=precision,
-                    opset=next(o.version for o in model.opset_import if o.domain == ""),
-                )
-                (stage / part.file).write_bytes(models[precision])
-                parts.append(part)
+        for precision in made.wanted:
+            model = made[precision]
+            part = Part(
+                file=f"model.{precision}.onnx",
+                precision=precision,
+                opset=next(o.version for o in model.opset_import if o.domain == ""),
+                keep_fp32=made.kept(precision),
+            )
+            (stage / part.file).write_bytes(made.bytes_of(precision))
+            parts.append(part)
+        memory = memory_per_pixel(made["fp32"], network.size_multiple, network.size_min)
         built = [
-            _engine(request, models, libraries, earlier, timing_cache, progress)
+            _engine(
+                request,
+                made.bytes_of(request.precision),
+                libraries[request.engine],
+                earlier,
+                timing_cache,
+                progress,
+            )
             for request in requests
         ]
         if earlier is not None:
-            built += earlier.others(built, models)
+            built += earlier.others(built, made.hashes())
         for engine in built:
             part = Part(
                 file=_engine_file(engine), precision=engine.precision, opset=None, engine=engine
@@ -206,6 +224,13 @@ def export_bundle(
             return exported(None, report_file)
 
         write_json(stage / "parity.json", report.to_json())
+        extras = ["card.md", "parity.json"]
+        if audit is not None:
+            write_json(stage / "precision.json", audit.to_json())
+            extras.append("precision.json")
+        if made.quantised is not None:
+            write_json(stage / "quantisation.json", made.quantised.report.to_json())
+            extras.append("quantisation.json")
         pictures = _write_pictures(stage, network, source.recipe)
         manifest = manifest_of(source, name, memory, stage, parts, report.rows)
         if earlier is not None:
@@ -213,7 +238,7 @@ def export_bundle(
         card = card_markdown(manifest, report, source)
         (stage / "card.md").write_text(card, encoding="utf-8")
         manifest["files"] = {
-            extra: identity(stage / extra) for extra in ("card.md", *pictures, "parity.json")
+            extra: identity(stage / extra) for extra in sorted([*extras, *pictures])
         }
         write_json(stage / "manifest.json", manifest)
         topcoat.runtime.verify_files(stage)
@@ -233,11 +258,15 @@ def _earlier(place: Path, source: Source, name: str) -> Earlier | None:
 
 def _holds(
     earlier: Earlier,
-    precisions: Sequence[str],
+    plan: PrecisionPlan,
     requests: Sequence[EngineRequest],
     libraries: Mapping[str, Library],
 ) -> bool:
-    if not set(precisions) <= set(earlier.models):
+    if not set(_files(plan)) <= set(earlier.models) or any(
+        earlier.kept(precision) != tuple(plan.keep_fp32.get(precision, ()))
+        for precision in plan.precisions
+        if precision in earlier.models
+    ):
         return False
     for request in requests:
         model = earlier.model_of(request.precision)
@@ -261,19 +290,71 @@ def _as_it_is(place: Path, earlier: Earlier, source: Source) -> Exported:
     )
 
 
-def _united(precisions: Sequence[Precision], earlier: Earlier) -> list[Precision]:
-    return list(dict.fromkeys([*precisions, *(cast("Precision", p) for p in earlier.models)]))
+def _files(plan: PrecisionPlan) -> tuple[str, ...]:
+    """The precisions whose models go into the bundle: no backend runs bf16, it makes engines."""
+    return (*(p for p in plan.precisions if p != "bf16"), *(("int8",) if plan.int8 else ()))
+
+
+class _Models:
+    """The ONNX models of an export, each made when it is first asked for."""
+
+    def __init__(
+        self,
+        source: Source,
+        plan: PrecisionPlan,
+        calibration: str | os.PathLike[str] | None,
+        progress: Callable[[str], None],
+    ) -> None:
+        self._source = source
+        self._plan = plan
+        self._calibration = calibration
+        self._progress = progress
+        self._models: dict[str, onnx.ModelProto] = {}
+        self._bytes: dict[str, bytes] = {}
+        self.wanted = _files(plan)
+        self.quantised: Quantised | None = None
+
+    def __getitem__(self, precision: str) -> onnx.ModelProto:
+        if precision not in self._models:
+            self._progress(f"ONNX, {precision}")
+            self._models[precision] = self._make(precision)
+        return self._models[precision]
+
+    def kept(self, precision: str) -> tuple[str, ...]:
+        """The layers that stay float32 in it."""
+        if precision in DTYPES:
+            return tuple(self._plan.keep_fp32.get(cast("Precision", precision), ()))
+        return ()
+
+    def bytes_of(self, precision: str) -> bytes:
+        """The model as it is written."""
+        if precision not in self._bytes:
+            self._bytes[precision] = self[precision].SerializeToString(deterministic=True)
+        return self._bytes[precision]
+
+    def hashes(self) -> dict[str, str]:
+        """Precision -> SHA-256 of every model that was made."""
+        return {p: hashlib.sha256(data).hexdigest() for p, data in self._bytes.items()}
+
+    def _make(self, precision: str) -> onnx.ModelProto:
+        if precision == "int8":
+            network = self._source.network
+            frames = calibration_frames(network, self._calibration, self._progress)
+            self.quantised = quantise(self["fp32"], network, frames, progress=self._progress)
+            for line in str(self.quantised.report).splitlines():
+                self._progress(line)
+            return self.quantised.model
+        return self._source.to_onnx(cast("Precision", precision), keep_fp32=self.kept(precision))
 
 
 def _engine(
     request: EngineRequest,
-    models: Mapping[str, bytes],
-    libraries: Mapping[str, Library],
+    model: bytes,
+    library: Library,
     earlier: Earlier | None,
     timing_cache: str | os.PathLike[str] | None,
     progress: Callable[[str], None],
 ) -> BuiltEngine:
-    library, model = libraries[request.engine], models[request.precision]
     where = ", ".join(library.targets(request))
     what = f"engine, {request.engine} {request.precision}, {request.profiles[0]}"
     if more := len(request.profiles) - 1:

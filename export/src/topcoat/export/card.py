@@ -5,7 +5,7 @@ from typing import Any
 
 from topcoat.export.sources import Source
 from topcoat.export.sources.onnx_file import KIND as ONNX
-from topcoat.runtime.parity import ParityReport, parity_table
+from topcoat.runtime.parity import ParityReport, parity_table, reasons_not_run
 
 
 def card_markdown(manifest: Mapping[str, Any], report: ParityReport, source: Source) -> str:
@@ -94,7 +94,9 @@ def card_markdown(manifest: Mapping[str, Any], report: ParityReport, source: Sou
             "difference of any value in 8-bit steps, and the PSNR of each group of frames. Every",
             "number is in `parity.json`.",
             "",
-            *parity_table(report.rows),
+            *parity_table([row for row in report.rows if row.status != "not run"]),
+            "",
+            *(f"- not run at export: {reason}" for reason in reasons_not_run(report.rows)),
             "",
             "## Use",
             "",

@@ -28,6 +28,8 @@ class Part:
     precision: str
     opset: int | None
     """Of a model; None for an engine."""
+    keep_fp32: tuple[str, ...] = ()
+    """Layers that stay float32 in a half-precision model."""
     engine: BuiltEngine | None = None
 
     @property
@@ -103,6 +105,7 @@ def manifest_of(
                     for row in rows
                     if row.engine.file == part.file and row.status == "not run"
                 ],
+                **({"keep_fp32": list(part.keep_fp32)} if part.keep_fp32 else {}),
                 **({} if part.engine is None else {"engine": _engine_entry(part.engine)}),
             }
             for part in parts

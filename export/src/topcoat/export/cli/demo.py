@@ -99,6 +99,7 @@ def _demo(args: argparse.Namespace) -> int:
             from topcoat.export._errors import OutputError
             from topcoat.export.bundle_writer import checked_name, export_bundle
             from topcoat.export.cli.export_engine import failure_line, report_text
+            from topcoat.export.precision import PrecisionPlan
             from topcoat.export.sources import open_source
 
             source = open_source(checkpoint_file)
@@ -118,7 +119,7 @@ def _demo(args: argparse.Namespace) -> int:
                 source,
                 bundle,
                 name=name,
-                precisions=("fp32", "fp16"),
+                plan=PrecisionPlan(precisions=("fp32", "fp16")),
                 force=True,
                 progress=lambda what: print(f"        {what}", flush=True),
             )

@@ -5,13 +5,16 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from topcoat.export.bundle_writer import Exported
     from topcoat.export.engines import EngineRequest
+    from topcoat.export.precision import Audit, PrecisionPlan
+    from topcoat.export.sources import Source
 
 PROG = "export-engine"
 
@@ -26,6 +29,12 @@ examples:
       a super-resolution network; besides, it is proved how far its pixels look, for tiles
   export-engine mosaic.pt
       a texture; besides, it is proved that what it makes of noise repeats without a seam
+  export-engine candy.pt --precision auto --audit
+      measure which precision the network bears, layer by layer; half precision if it does
+  export-engine sharp-x4.pt --precision int8 --calibration photos/
+      add an 8-bit model for processors, if the pictures stay the same
+  export-engine RealESRGAN_x4plus.pth        export-engine style.onnx --range 255
+      a model from elsewhere; docs/models.md says which
   export-engine candy.pt --fp16 --engine rtx
       add a TensorRT engine for the GPUs that games run on (RTX 30 to 50), built without a GPU;
       on the machine that has one, `topcoat verify candy.topcoat` compares it
@@ -59,21 +68,53 @@ def parser() -> argparse.ArgumentParser:
     """Build the parser."""
     top = argparse.ArgumentParser(
         prog=PROG,
-        description="Turn a checkpoint of train-style, train-sr or train-texture into a bundle "
-        "that topcoat.runtime runs, and prove that its engines equal the network.",
+        description="Turn a checkpoint of train-style, train-sr or train-texture, or a model from "
+        "elsewhere, into a bundle that topcoat.runtime runs, and prove that its engines equal the "
+        "network.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     top.add_argument(
         "checkpoint",
         type=Path,
-        metavar="MODEL.pt",
-        help="what train-style, train-sr or train-texture wrote",
+        metavar="MODEL",
+        help="what train-style, train-sr or train-texture wrote; or a model from elsewhere: a "
+        "style of pytorch/examples, what spandrel knows, an ONNX file",
     )
-    top.add_argument(
+    precision = top.add_argument_group("precision")
+    either = precision.add_mutually_exclusive_group()
+    either.add_argument(
         "--fp16",
         action="store_true",
-        help="add model.fp16.onnx for GPU backends: half the size, not faster on CPUs",
+        help="add a half-precision model for GPUs, as it is: half the size, not faster on CPUs",
+    )
+    either.add_argument(
+        "--precision",
+        choices=("auto", "fp32", "fp16", "bf16", "int8"),
+        help="measure first what the network bears, and say so: auto (fp16, else bf16), fp16 or "
+        "bf16, with the few layers that need it left in fp32; int8, by calibration. fp32 is always "
+        "there",
+    )
+    precision.add_argument(
+        "--audit",
+        action="store_true",
+        help="print what was measured of every layer, and keep it in the bundle as precision.json",
+    )
+    precision.add_argument(
+        "--calibration",
+        type=Path,
+        metavar="DIR",
+        help="int8: photographs on which its scales are found (default: the bundled ones)",
+    )
+    foreign = top.add_argument_group("ONNX files from elsewhere")
+    foreign.add_argument(
+        "--range",
+        type=int,
+        choices=(1, 255),
+        help="what white is at the model's input (default: as running it shows)",
+    )
+    foreign.add_argument(
+        "--channel-order", choices=("rgb", "bgr"), help="of its colours (default: rgb)"
     )
     engines = top.add_argument_group("engines for NVIDIA GPUs")
     engines.add_argument(
@@ -173,18 +214,23 @@ def _export(args: argparse.Namespace) -> "Exported":
     def progress(what: str) -> None:
         print(f"{time.perf_counter() - started:6.1f} s  {what}", file=out, flush=True)
 
-    source = open_source(args.checkpoint)
+    source = open_source(args.checkpoint, value_range=args.range, channel_order=args.channel_order)
     default = args.output.absolute().name if args.output is not None else args.checkpoint.stem
     name = checked_name(args.name if args.name is not None else default.removesuffix(".topcoat"))
     output = args.output
     if output is None:
         output = args.checkpoint.absolute().parent / f"{name}.topcoat"
+    engines = _engines(args)  # before minutes of measuring
+    plan, audit = _planned(args, source, progress)
+    precision = "int8" if plan.int8 else plan.precisions[-1]
     exported = export_bundle(
         source,
         output,
         name=name,
-        precisions=("fp32", "fp16") if args.fp16 else ("fp32",),
-        engines=_engines(args, "fp16" if args.fp16 else "fp32"),
+        plan=plan,
+        audit=audit,
+        calibration=args.calibration,
+        engines=[replace(engine, precision=precision) for engine in engines],
         timing_cache=args.timing_cache,
         photos=args.photos,
         force=args.force,
@@ -195,7 +241,42 @@ def _export(args: argparse.Namespace) -> "Exported":
     return exported
 
 
-def _engines(args: argparse.Namespace, precision: str) -> "list[EngineRequest]":
+def _planned(
+    args: argparse.Namespace, source: "Source", progress: Callable[[str], None]
+) -> "tuple[PrecisionPlan, Audit | None]":
+    """Decide which models to make: measured where a precision was asked for, else as they are."""
+    from topcoat.export.precision import PrecisionError, PrecisionPlan, audit, plan_precisions
+
+    if args.calibration is not None and args.precision != "int8":
+        raise PrecisionError(
+            "--calibration is for int8, which was not asked for; add --precision int8"
+        )
+    as_it_is = PrecisionPlan(precisions=("fp32", "fp16") if args.fp16 else ("fp32",))
+    asked = args.precision
+    if not (args.audit or asked in ("auto", "fp16", "bf16")):
+        return PrecisionPlan(
+            precisions=("fp32",), int8=asked == "int8"
+        ) if asked else as_it_is, None
+    if source.kind == "onnx":
+        raise PrecisionError(
+            "layers are measured in PyTorch, and an ONNX file has none; leave out --precision and "
+            "--audit, or give the weights that the file was made from"
+        )
+    found = audit(source.network, each_layer=args.audit, progress=progress)
+    if args.audit:
+        progress("every layer:")
+        print(found, file=sys.stderr if args.json else sys.stdout, flush=True)
+    if asked is None:
+        return as_it_is, found
+    plan = plan_precisions(asked, found)
+    for reason in plan.reasons:
+        progress(reason)
+    if "bf16" in plan.precisions and args.engine is None:
+        progress("bf16 is for engines: OpenVINO makes its own of the fp32 model; see --engine")
+    return plan, found
+
+
+def _engines(args: argparse.Namespace) -> "list[EngineRequest]":
     from topcoat.export._errors import EngineRequestError
     from topcoat.export.engines import EngineRequest, parse_profile
 
@@ -219,7 +300,6 @@ def _engines(args: argparse.Namespace, precision: str) -> "list[EngineRequest]":
     return [
         EngineRequest(
             engine=engine,
-            precision=precision,
             profiles=tuple(parse_profile(text) for text in args.profile),
             targets=targets if engine == "rtx" else None,
             workspace=None if args.workspace is None else args.workspace << 20,
@@ -234,7 +314,8 @@ def report_text(exported: "Exported") -> str:
     from topcoat.runtime.parity import parity_table, reasons_not_run
 
     rows = () if exported.report is None else exported.report.rows
-    lines = ["", *parity_table(rows), ""] if rows else []
+    measured = [row for row in rows if row.status != "not run"]
+    lines = ["", *parity_table(measured), ""] if rows else []
     for row in rows:
         if row.status == "failed" and not row.engine.required:
             missed = "; ".join(row.failures)

@@ -26,7 +26,7 @@ RTX_DEFAULT_TARGETS = ("sm80", "sm86", "sm89", "sm120")
 
 ENGINE_PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
-_BUILD_RULES = 1
+_BUILD_RULES = 2
 """Raised when the builder below builds something else from the same request."""
 
 

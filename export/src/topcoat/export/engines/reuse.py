@@ -4,15 +4,16 @@ The bundle itself is the cache: an engine is taken over when its key is the same
 one that the manifest describes, and it was made for the same network.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import topcoat.runtime
 from topcoat.export.engines.builder import BuiltEngine
+from topcoat.export.onnx_from_checkpoint import DTYPES, Precision
+from topcoat.export.precision import PrecisionPlan
 from topcoat.runtime import Manifest
 from topcoat.runtime.bundle import ENGINE_KINDS, read_model
 
@@ -37,17 +38,39 @@ class Earlier:
         built_from = {e.precision: e.model_sha256 for e in self.engines.values()}
         return self.models.get(precision, built_from.get(precision))
 
-    def others(
-        self, built: Sequence[BuiltEngine], models: Mapping[str, bytes]
-    ) -> list[BuiltEngine]:
-        """Its engines that are not among those built now, and whose model is still the same."""
+    def kept(self, precision: str) -> tuple[str, ...]:
+        """The layers that stay float32 in its model of a precision."""
+        for variant in self.raw["variants"]:
+            if (variant["kind"], variant["precision"]) == ("onnx", precision):
+                return tuple(variant.get("keep_fp32", ()))
+        return ()
+
+    def united(self, plan: PrecisionPlan) -> PrecisionPlan:
+        """A plan of what it holds and what is asked for; where they differ, as is asked."""
+        held = [cast("Precision", p) for p in self.models if p in DTYPES]
+        kept = {precision: self.kept(precision) for precision in held}
+        kept.update(dict.fromkeys(plan.precisions, ()))
+        kept.update(plan.keep_fp32)
+        return replace(
+            plan,
+            precisions=tuple(dict.fromkeys([*plan.precisions, *held])),
+            int8=plan.int8 or "int8" in self.models,
+            keep_fp32={precision: names for precision, names in kept.items() if names},
+        )
+
+    def others(self, built: Sequence[BuiltEngine], models: Mapping[str, str]) -> list[BuiltEngine]:
+        """Its engines that are not among those built now, and whose model is still the same.
+
+        Args:
+            built: now.
+            models: precision -> SHA-256 of every model that was made now.
+        """
         keys = {engine.info.key for engine in built}
-        now = {precision: hashlib.sha256(model).hexdigest() for precision, model in models.items()}
         return [
             engine
             for key, engine in self.engines.items()
             if key not in keys
-            and now.get(engine.precision, engine.model_sha256) == engine.model_sha256
+            and models.get(engine.precision, engine.model_sha256) == engine.model_sha256
         ]
 
     def rows(self, key: str) -> list[dict[str, Any]]:

@@ -145,7 +145,14 @@ class TensorRt:
         if isinstance(device, str):  # whoever did not ask missing() first
             return (Compute(compute=variant.precision, obstacle=device),)
         obstacle = self._obstacle(variant, variant.engine, device)
-        return (Compute(compute=variant.precision, obstacle=obstacle, device=device.sm),)
+        return (
+            Compute(
+                compute=variant.precision,
+                obstacle=obstacle,
+                device=device.sm,
+                rank=1 if variant.precision == "fp32" else 0,
+            ),
+        )
 
     def version(self) -> str:
         """Return the library's version."""

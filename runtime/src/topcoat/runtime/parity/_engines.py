@@ -58,8 +58,8 @@ def engines_for(
         backends: those to ask; all that this version knows if None.
 
     Returns:
-        Of every file those that are required first. ONNX Runtime on the CPU is, for files in fp32
-        and fp16.
+        Of every file those that are required first. ONNX Runtime on the CPU is, for models in fp32,
+        fp16 and int8.
     """
     known = tuple(all_backends() if backends is None else backends)
     found = []
@@ -70,7 +70,9 @@ def engines_for(
                 precision=variant.precision,
                 backend=backend.name,
                 compute=compute,
-                required=backend.name == _REQUIRED and variant.precision in ("fp32", "fp16"),
+                required=backend.name == _REQUIRED
+                and variant.precision in ("fp32", "fp16", "int8")
+                and variant.kind == "onnx",
             )
             for backend in known
             for compute in _computes(backend, variant)
