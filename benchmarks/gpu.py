@@ -360,11 +360,7 @@ class Run:
                     check=False,
                 )
             if done.returncode:
-                said = errors.read_text(errors="replace").strip().splitlines()
-                how = f"ended with exit code {done.returncode}"
-                if done.returncode < 0:
-                    how = f"was killed by signal {-done.returncode}"
-                why = f"{how}: {said[-1][:400] if said else 'it said nothing'}"
+                why = _ending(done.returncode, errors.read_text(errors="replace").strip())
         except subprocess.TimeoutExpired:
             why = f"was stopped after {min(limit, left):.3g} s"
         self._take(out)
@@ -424,6 +420,14 @@ class Run:
         from gpu_bundles import SIZES
 
         return SIZES[name]
+
+
+def _ending(code: int, said: str) -> str:
+    """Say why a part ended early: in its own words where it gave a reason, not a traceback."""
+    last = said.splitlines()[-1][:400] if said else "it said nothing"
+    if code < 0:
+        return f"was killed by signal {-code}: {last}"
+    return f"broke off: {last}" if "Traceback (most recent call last)" in said else last
 
 
 def _pythonpath() -> list[str]:

@@ -119,8 +119,8 @@ def known_peaks(name: str) -> Peaks:
                 source=f"data sheet of the {known}",
             )
     raise FloorError(
-        f"the peaks of {name!r} are not in the table ({', '.join(KNOWN_GPUS)}); give them with"
-        " --tflops and --bandwidth, or measure them: install torch on the machine that has it"
+        f"the peaks of {name!r} are not in the table ({', '.join(KNOWN_GPUS)}); measure them"
+        " with torch on the machine that has it, or give --floors with --tflops and --bandwidth"
     )
 
 

@@ -1,5 +1,6 @@
 """Engines on a real NVIDIA GPU: built, compared with their networks, verified and run."""
 
+import importlib.resources
 import json
 import shutil
 import warnings
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 import topcoat.runtime as tr
-from tests.export.conftest import sr_checkpoint, tiny_checkpoint
+from tests.export.conftest import sr_checkpoint
 from topcoat.export import Exported, export_bundle
 from topcoat.export._errors import EngineLibraryError
 from topcoat.export.engines import (
@@ -25,6 +26,7 @@ from topcoat.export.engines._request import KINDS, EngineName
 from topcoat.export.precision import PrecisionPlan
 from topcoat.runtime.backends._cuda import Device, probe
 from topcoat.runtime.parity import ParityRow
+from topcoat.train import load_checkpoint
 
 pytestmark = pytest.mark.gpu
 
@@ -70,11 +72,12 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         for precision in ("fp32", "fp16")
         for profile in (STATIC, DYNAMIC)
     ]
-    # Channels in eights, as networks have them: narrower ones have no kernels in half precision.
-    checkpoints = {
-        "style": tiny_checkpoint(width=16),
-        "enlarging": sr_checkpoint("residual-sr", 2, width=16),
-    }
+    # A trained network, and one whose channels come in eights as in any that is used: gates are
+    # for those, and narrower ones have no kernels in half precision.
+    data = importlib.resources.files("topcoat.export") / "data" / "starry-night.pt"
+    with importlib.resources.as_file(data) as path:
+        trained = load_checkpoint(path)
+    checkpoints = {"style": trained, "enlarging": sr_checkpoint("residual-sr", 2, width=16)}
     folder = tmp_path_factory.mktemp(engine)
     exported = {
         name: export_bundle(

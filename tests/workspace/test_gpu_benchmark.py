@@ -661,8 +661,8 @@ class TestParts:
         run._part("nothing of this name", {}, limit=60)
         first, second = self.saved(tmp_path)["failures"]
         assert first["part"] == "run tensorrt blocks"
-        assert re.match(r"ended with exit code 1: .*(tensorrt|blocks)", first["reason"])
-        assert "KeyError" in second["reason"]
+        assert re.match(r"(tensorrt: |blocks holds no engine)", first["reason"])
+        assert second["reason"] == "broke off: KeyError: 'nothing'"
 
     def test_a_part_that_takes_too_long_is_stopped(self, run: Any, tmp_path: Path) -> None:  # noqa: ANN401
         job = {"folder": str(tmp_path / "made"), "checkpoint": None, "names": None}
@@ -686,6 +686,29 @@ class TestParts:
         run._take(out)
         run._take(tmp_path / "never_written.jsonl")
         assert run.result["measurements"] == [{"n": 1}, {"n": 2}]
+
+    def test_the_part_that_runs_engines_writes_a_row_for_every_size_and_file(
+        self, modules: Import, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        rig = Rig(cuda=FakeCuda(), milliseconds=MILLISECONDS)
+        bundle = make_engine_bundle(DATA / "double.topcoat", tmp_path)
+        for place in ("topcoat.runtime.backends.tensorrt", "topcoat.runtime.backends._cuda"):
+            monkeypatch.setattr(f"{place}.installed_driver", lambda: rig.driver)
+        monkeypatch.setattr(
+            "topcoat.runtime.backends.tensorrt._Installed", lambda _: rig.installation
+        )
+        sizes = {"small": (32, 48), "odd": (33, 48), "large": (2048, 2048)}
+        monkeypatch.setattr(modules("gpu_bundles"), "SIZES", sizes)
+        out = tmp_path / "part.jsonl"
+        job = {"bundle": str(bundle), "backend": "tensorrt-rtx", "sizes": list(sizes)}
+        more = {"out": str(out), "seconds": 0.0, "work": str(tmp_path)}
+        assert modules("gpu_parts").run_part("run", {**job, **more}) == 0
+        ((kind, row),) = [json.loads(line) for line in out.read_text().splitlines()]
+        assert kind == "measurements"
+        # 33 is not twice anything, and the engine takes no frame whose result is 2048 high.
+        assert (row["size"], row["input"], row["output"]) == ("small", [16, 24], [32, 48])
+        assert row["graph"]["device_ms"] == pytest.approx(MILLISECONDS)
+        rig.check()
 
     def test_values_that_json_cannot_say_are_left_empty(
         self, modules: Import, tmp_path: Path
