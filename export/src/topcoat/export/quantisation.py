@@ -304,10 +304,15 @@ def quantise(
             kept.discard(name)
             candidate = _only(full, plain, kept)
             result = judge(candidate)
-    if missed := _failures(result):
-        raise QuantisationError(
-            f"int8 does not hold: {'; '.join(missed)}; take --precision fp16 or fp32"
-        )
+        if missed := _failures(result):
+            raise QuantisationError(
+                f"int8 does not hold: {'; '.join(missed)}; take --precision fp16 or fp32"
+            )
+        # Those that were left out before the one that mattered come back.
+        for name in sorted(set(names) - kept, key=names.index):
+            more = _only(full, plain, kept | {name})
+            if not _failures(found := judge(more)):
+                candidate, kept, result = more, kept | {name}, found
     _sign(candidate, plain)
     onnx.checker.check_model(candidate, full_check=True)
     return Quantised(
