@@ -5,6 +5,7 @@ holds either what was there before or the complete, proved bundle.
 """
 
 import hashlib
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -253,7 +254,9 @@ def _earlier(place: Path, source: Source, name: str) -> Earlier | None:
     found = earlier_bundle(place)
     if found is None or (found.manifest.name, dict(found.manifest.made_by)) != (name, made_by()):
         return None
-    return found if found.manifest.checkpoint.get("sha256") == source.sha256 else None
+    # Not the hash alone: the same ONNX file may be read with another range or order of colours.
+    origin = json.loads(json.dumps(source.origin()))
+    return found if dict(found.manifest.checkpoint) == origin else None
 
 
 def _holds(

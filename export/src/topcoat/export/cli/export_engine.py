@@ -257,7 +257,7 @@ def _planned(
         return PrecisionPlan(
             precisions=("fp32",), int8=asked == "int8"
         ) if asked else as_it_is, None
-    if source.kind == "onnx":
+    if not source.in_torch:
         raise PrecisionError(
             "layers are measured in PyTorch, and an ONNX file has none; leave out --precision and "
             "--audit, or give the weights that the file was made from"
