@@ -161,18 +161,17 @@ class LayerAudit:
 
     def beyond_fp16(self) -> str | None:
         """Say what float16 cannot hold, or holds with less than :data:`HEADROOM` to spare."""
-        ends = f"fp16 ends at {FP16_MAX:.0f}"
         norm = self.norm
-        if self.largest_weight > FP16_MAX:
-            return f"a weight is {_number(self.largest_weight)}, {ends}"
-        if norm is not None and norm.variance * HEADROOM**2 > FP16_MAX:
-            return f"variance reaches {_number(norm.variance)}, {ends}"
-        if norm is not None and norm.square * HEADROOM**2 > FP16_MAX:
-            return f"squared deviations reach {_number(norm.square)}, {ends}"
-        if self.largest * HEADROOM > FP16_MAX:
-            return f"output reaches {_number(self.largest)}, {ends}"
-        if self.largest_input * HEADROOM > FP16_MAX:
-            return f"input reaches {_number(self.largest_input)}, {ends}"
+        reached = [("a weight is", self.largest_weight, 1.0)]
+        if norm is not None:
+            reached.append(("variance reaches", norm.variance, HEADROOM**2))
+            reached.append(("squared deviations reach", norm.square, HEADROOM**2))
+        reached.append(("output reaches", self.largest, HEADROOM))
+        reached.append(("input reaches", self.largest_input, HEADROOM))
+        for what, value, headroom in reached:
+            if value * headroom > FP16_MAX:
+                near = "" if value > FP16_MAX else ", too near for other frames"
+                return f"{what} {_number(value)}, fp16 ends at {FP16_MAX:.0f}{near}"
         return None
 
     def to_json(self) -> dict[str, Any]:
