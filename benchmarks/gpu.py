@@ -34,13 +34,14 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 ROOT = Path(__file__).resolve().parents[1]
 PROG = "gpu"
@@ -350,17 +351,11 @@ class Run:
         why = None
         errors = self._work / "stderr"
         try:
-            with errors.open("wb") as stderr:
-                done = subprocess.run(
-                    command,
-                    stdout=stderr,
-                    stderr=stderr,
-                    timeout=min(limit, left),
-                    env={**os.environ, "PYTHONPATH": path, "ORT_DISABLE_TELEMETRY": "1"},
-                    check=False,
-                )
-            if done.returncode:
-                why = _ending(done.returncode, errors.read_text(errors="replace").strip())
+            environment = {**os.environ, "PYTHONPATH": path, "ORT_DISABLE_TELEMETRY": "1"}
+            with errors.open("wb") as said:
+                code = _run(command, said, environment, min(limit, left))
+            if code:
+                why = _ending(code, errors.read_text(errors="replace").strip())
         except subprocess.TimeoutExpired:
             why = f"was stopped after {min(limit, left):.3g} s"
         self._take(out)
@@ -420,6 +415,28 @@ class Run:
         from gpu_bundles import SIZES
 
         return SIZES[name]
+
+
+def _run(
+    command: Sequence[str], said: IO[bytes], environment: Mapping[str, str], limit: float
+) -> int:
+    """Run a command with all that it starts, and end all of it when its time is over.
+
+    Raises:
+        subprocess.TimeoutExpired: it was.
+    """
+    with subprocess.Popen(
+        command, stdout=said, stderr=said, env=environment, start_new_session=True
+    ) as process:
+        try:
+            return process.wait(limit)
+        except BaseException:
+            # A builder works in a process of the part's own, which would go on alone.
+            if hasattr(os, "killpg"):
+                os.killpg(process.pid, signal.SIGKILL)
+            else:
+                process.kill()
+            raise
 
 
 def _ending(code: int, said: str) -> str:

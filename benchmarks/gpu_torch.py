@@ -51,7 +51,7 @@ def measure_peaks() -> Peaks:
     size = 1 << 30
     if torch.cuda.mem_get_info()[0] < 3 * size:
         size = 1 << 27
-    source = torch.zeros(size, dtype=torch.uint8, device="cuda")
+    source = torch.randint(256, (size,), dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
     best = _best_ms(lambda: target.copy_(source))
     name = torch.cuda.get_device_name()

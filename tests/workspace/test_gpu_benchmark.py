@@ -4,6 +4,7 @@ import argparse
 import importlib
 import importlib.util
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -22,7 +23,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tests.runtime.fake_cuda import LAUNCH_FAILED, FakeCuda
 from tests.runtime.fake_tensorrt import Rig, make_engine_bundle
+from topcoat.export.sources import open_source
 from topcoat.runtime import BackendError, DeviceLostError, read_manifest, verify_files
+from topcoat.runtime import open as open_bundle
 from topcoat.runtime.backends._cuda import Device, probe
 from topcoat.runtime.backends.tensorrt import TensorRt
 
@@ -478,6 +481,25 @@ class TestPreparing:
             network(torch.rand(1, 3, 90, 160))
         assert 2 * work.total_macs == counter.get_total_flops()
 
+    def test_torch_does_the_work_that_the_engines_do(
+        self, modules: Import, prepared: tuple[Path, list[str]]
+    ) -> None:
+        import torch
+
+        bundle = prepared[0] / "tiny.topcoat"
+        source = open_source(prepared[0] / "tiny.pt")
+        frame = modules("gpu_measure").frame_of(24, 32)
+        with torch.no_grad(), open_bundle(bundle, "onnxruntime-cpu", "fp32", threads=1) as model:
+            framed = modules("gpu_torch").framed(source.network, torch.float32)
+            made = framed(torch.from_numpy(frame[None])).numpy()[0]
+            steps = np.abs(made.astype(int) - model.process(frame))
+        assert steps.max() <= 1
+        # What is timed is a network of the same kind, whatever its weights.
+        timed = modules("gpu_torch").network_of(read_manifest(bundle).checkpoint)
+        assert [p.shape for p in timed.parameters()] == [
+            p.shape for p in source.network.parameters()
+        ]
+
     def test_a_machine_without_onnx_reads_the_work_that_was_counted_before(
         self,
         modules: Import,
@@ -663,6 +685,17 @@ class TestParts:
         assert first["part"] == "run tensorrt blocks"
         assert re.match(r"(tensorrt: |blocks holds no engine)", first["reason"])
         assert second["reason"] == "broke off: KeyError: 'nothing'"
+
+    def test_what_a_stopped_part_has_started_is_stopped_with_it(
+        self, modules: Import, tmp_path: Path
+    ) -> None:
+        mark = tmp_path / "mark"
+        inner = f"import time; time.sleep(1.5); open({str(mark)!r}, 'w')"
+        outer = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {inner!r}])"
+        with (tmp_path / "said").open("wb") as said, pytest.raises(subprocess.TimeoutExpired):
+            modules("gpu")._run([sys.executable, "-c", outer], said, os.environ, 0.5)
+        time.sleep(1.5)
+        assert not mark.exists()
 
     def test_a_part_that_takes_too_long_is_stopped(self, run: Any, tmp_path: Path) -> None:  # noqa: ANN401
         job = {"folder": str(tmp_path / "made"), "checkpoint": None, "names": None}
