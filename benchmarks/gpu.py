@@ -274,6 +274,7 @@ class Run:
         self._work = work
         self._sizes = list(sizes)
         self._seconds = seconds
+        from gpu_measure import SPECIALISATION
         from gpu_report import machine
 
         self._deadline = deadline
@@ -285,6 +286,7 @@ class Run:
             "settings": {
                 "sizes": {name: list(self._size(name)) for name in sizes},
                 "seconds_per_figure": seconds,
+                "specialisation": SPECIALISATION,
                 "weights": "random, seeded, but for the demo's or a given checkpoint",
                 "quick": args.quick,
             },
@@ -298,7 +300,7 @@ class Run:
 
     def everything(self) -> bool:
         """Run all parts; return whether anything was measured."""
-        from gpu_bundles import bundles_in
+        from gpu_bundles import builds_of, bundles_in
         from gpu_report import ENGINES, clocks, verdicts
 
         self._part("peaks", {}, limit=90)
@@ -316,6 +318,8 @@ class Run:
         sources = bundles_in(prepared, _networks(self._args))
         # Engines and what they prove are added to copies: a bundle is its owner's.
         bundles = [Path(shutil.copytree(source, self._work / source.name)) for source in sources]
+        stems = {bundle.stem for bundle in bundles}
+        self.result["engines"] += [e for e in builds_of(prepared) if e.get("bundle") in stems]
         self._floors(bundles, prepared)
         for number, bundle in enumerate(bundles):
             job = {"bundle": str(bundle), "sizes": self._sizes}

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 from gpu_floors import FloorError, Work, work_of
 
 if TYPE_CHECKING:
-    from topcoat.export.engines import EngineRequest
+    from topcoat.export.engines import BuiltEngine, EngineRequest
     from topcoat.export.engines._request import EngineName
     from topcoat.runtime import Manifest, Variant
     from topcoat.runtime.backends._cuda import Device
@@ -35,6 +35,7 @@ LIBRARIES: Mapping[str, str] = {"rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
 """What the exporter calls a library -> the module that builds with it."""
 
 WORK_FILE = "work.json"
+BUILDS_FILE = "builds.json"
 
 Progress = Callable[[str], None]
 
@@ -86,7 +87,10 @@ def prepare(
     made = []
     for name, path in _checkpoints(folder, checkpoint):
         if names is None or name in names:
-            made.append(_export(folder, name, path, progress))
+            bundle, builds = _export(folder, name, path, progress)
+            made.append(bundle)
+            if builds:
+                write_json(folder / BUILDS_FILE, [*builds_of(folder), *builds])
     if not made:
         known = ", ".join(subject.name for subject in SUBJECTS)
         raise PrepareError(
@@ -139,7 +143,9 @@ def _checkpoints(folder: Path, checkpoint: Path | None) -> Iterator[tuple[str, P
                 yield path.stem, path
 
 
-def _export(folder: Path, name: str, checkpoint: Path, progress: Progress) -> Path:
+def _export(
+    folder: Path, name: str, checkpoint: Path, progress: Progress
+) -> tuple[Path, list[dict[str, Any]]]:
     from topcoat.export import export_bundle
     from topcoat.export._errors import EngineLibraryError
     from topcoat.export.engines import find_library
@@ -165,7 +171,34 @@ def _export(folder: Path, name: str, checkpoint: Path, progress: Progress) -> Pa
         raise PrepareError(
             f"{name}: an engine differs from its network; {exported.report_file} says by how much"
         )
-    return exported.bundle
+    built = [engine for engine in exported.engines if not engine.reused]
+    return exported.bundle, [_build_entry(exported.bundle, engine) for engine in built]
+
+
+def _build_entry(bundle: Path, built: BuiltEngine) -> dict[str, Any]:
+    from topcoat.runtime.parity import machine
+
+    return {
+        "bundle": bundle.stem,
+        "kind": built.kind,
+        "precision": built.precision,
+        "profile": str(built.info.profiles[0]),
+        "targets": list(built.info.targets),
+        "version": built.info.version,
+        "bytes": len(built.data),
+        "seconds": built.seconds,
+        "warnings": list(built.warnings),
+        "processor": machine()["processor"],
+    }
+
+
+def builds_of(folder: Path) -> list[dict[str, Any]]:
+    """Return what was noted when the engines of a folder were built; [] if nothing was."""
+    try:
+        found = json.loads((folder / BUILDS_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    return [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
 
 
 def requests(
@@ -349,17 +382,7 @@ def add_engines(
             }
         )
         write_json(path, content)
-        yield {
-            "bundle": bundle.stem,
-            "engine": engine,
-            "precision": built.precision,
-            "profile": str(built.info.profiles[0]),
-            "targets": list(built.info.targets),
-            "version": built.info.version,
-            "bytes": len(built.data),
-            "seconds": built.seconds,
-            "warnings": list(built.warnings),
-        }
+        yield _build_entry(bundle, built)
 
 
 def _does(variant: Variant, request: EngineRequest, key: str, version: str, device: Device) -> bool:

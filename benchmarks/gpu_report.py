@@ -193,6 +193,8 @@ def table(result: Mapping[str, Any]) -> str:
         for label, cells in ways.items():
             lines.append(f"| {label} | {' | '.join(cells.get(n, '–') for n in names)} |")
         lines += _stage_lines(rows)
+    if result["engines"]:
+        lines += ["", "Engines, built in s: " + "; ".join(map(_built, result["engines"])) + "."]
     lines += ["", *_verdict_lines(result.get("verdicts", {}))]
     missing = [(entry["part"], entry["reason"]) for entry in result["failures"]]
     missing += [
@@ -229,6 +231,15 @@ def _stage_lines(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             f" | {row['first_frame_ms']:.0f} | {row['first_frame_again_ms']:.0f}"
             f" | {graph['device_bytes'] / 2**20:.0f} |"
         )
+
+
+def _built(entry: Mapping[str, Any]) -> str:
+    size = f"{entry['profile']} for {', '.join(entry['targets'])}"
+    megabytes = entry["bytes"] / 1e6
+    return (
+        f"{entry['bundle']} {entry['kind']} {entry['precision']} {size} {entry['seconds']:.1f}"
+        f" ({megabytes:.1f} MB)"
+    )
 
 
 def _label(row: Mapping[str, Any]) -> str:

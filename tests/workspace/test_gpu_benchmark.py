@@ -445,7 +445,7 @@ class TestPreparing:
         assert {v.precision for v in manifest.variants if v.kind == "onnx"} == {"fp32", "fp16"}
 
     def test_engines_are_built_for_any_size_in_both_precisions_and_for_1080p(
-        self, prepared: tuple[Path, list[str]]
+        self, modules: Import, prepared: tuple[Path, list[str]]
     ) -> None:
         pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
         folder, _ = prepared
@@ -453,6 +453,10 @@ class TestPreparing:
         built = [(v.precision, str(v.engine.profiles[0])) for v in manifest.variants if v.engine]
         dynamic = "1x1:240x135:480x270"
         assert sorted(built) == [("fp16", dynamic), ("fp16", "240x135"), ("fp32", dynamic)]
+        builds = modules("gpu_bundles").builds_of(folder)
+        assert sorted((entry["precision"], entry["profile"]) for entry in builds) == sorted(built)
+        assert all(entry["seconds"] > 0 and entry["bytes"] > 0 for entry in builds)
+        assert modules("gpu_bundles").builds_of(folder / "nothing") == []
 
     def test_a_generation_that_has_its_engines_gets_none_again_and_another_one_its_own(
         self, modules: Import, prepared: tuple[Path, list[str]], tmp_path: Path
