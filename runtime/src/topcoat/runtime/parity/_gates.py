@@ -105,7 +105,7 @@ GATES: Mapping[str, Mapping[str, Gate]] = {
         "sizes": Gate(worst_psnr_db=35, tone_steps=4),
         "tiny": Gate(worst_psnr_db=12, tone_steps=24),
         "synthetic": Gate(worst_psnr_db=12, tone_steps=16),
-        "flat": Gate(worst_psnr_db=35, tone_steps=2, flat_steps=1),
+        "flat": Gate(worst_psnr_db=35, tone_steps=4, flat_steps=1),
         "noise": Gate(psnr_db=40, worst_psnr_db=35, tone_steps=2),
         "tiling": Gate(worst_psnr_db=35, tone_steps=2),
     },
