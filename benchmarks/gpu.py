@@ -19,6 +19,9 @@ and at most 50 us of host time per frame.
 Every part runs in a process of its own: what crashes, hangs or is missing is recorded with its
 reason, and the rest goes on. The JSON file is written anew after every part.
 
+Where ten minutes do not hold all networks, measure some (--networks johnson-32), and add the others
+to the same file with --append.
+
 A machine that reaches no package index: prepare the bundles elsewhere with --prepare, unpack the
 wheels of the libraries it lacks into a folder there (pip install --target FOLDER on a machine of
 the same kind), copy both, and run with --bundles DIR --pack FOLDER. Topcoat itself need not be
@@ -41,7 +44,10 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from topcoat.runtime.backends._cuda import Device
 
 ROOT = Path(__file__).resolve().parents[1]
 PROG = "gpu"
@@ -100,6 +106,11 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE",
         default=ROOT / "benchmarks" / "results" / "gpu.json",
         help="default: benchmarks/results/gpu.json",
+    )
+    top.add_argument(
+        "--append",
+        action="store_true",
+        help="keep what the JSON file holds of other networks, measured on the same GPU and driver",
     )
     other = top.add_argument_group("without a GPU")
     other.add_argument("--prepare", type=Path, metavar="DIR", help="make the bundles, then end")
@@ -247,16 +258,41 @@ def _measure(args: argparse.Namespace, sizes: Sequence[str]) -> int:
         bundles_in(args.bundles, _networks(args))  # before minutes are spent
     if not args.json.parent.is_dir():
         return _say(f"--json {args.json}: its folder does not exist; make it", 2)
+    earlier = _earlier(args.json, device) if args.append else None
     minutes = args.minutes or (2.0 if args.quick else 9.5)
     seconds = args.seconds or (0.2 if args.quick else 0.25)
     with tempfile.TemporaryDirectory(prefix="topcoat-gpu-") as folder:
-        run = Run(args, Path(folder), sizes, seconds, time.monotonic() + 60 * minutes)
+        run = Run(args, Path(folder), sizes, seconds, time.monotonic() + 60 * minutes, earlier)
         measured = run.everything()
     from gpu_report import table
 
     print(table(run.result))
     print(f"\n{args.json}")
     return 0 if measured else _say("nothing could be measured; the JSON file says why", 1)
+
+
+def _earlier(path: Path, device: Device) -> dict[str, Any]:
+    """Return what an earlier run wrote on this GPU.
+
+    Raises:
+        PrepareError: there is no such file, or it is of another GPU or driver.
+    """
+    from gpu_bundles import PrepareError
+
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        gpu = found["machine"]["gpu"]
+        was = (gpu["name"], gpu["driver"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise PrepareError(
+            f"--append: {path} is not the result of an earlier run; leave out --append"
+        ) from None
+    if was != (device.name, device.driver):
+        raise PrepareError(
+            f"--append: {path} was measured on a {was[0]} with driver {was[1]}, here is a"
+            f" {device.name} with driver {device.driver}; give another file with --json"
+        )
+    return found
 
 
 class Run:
@@ -269,8 +305,10 @@ class Run:
         sizes: Sequence[str],
         seconds: float,
         deadline: float,
+        earlier: dict[str, Any] | None = None,
     ) -> None:
         self._args = args
+        self._earlier = earlier or {}
         self._work = work
         self._sizes = list(sizes)
         self._seconds = seconds
@@ -291,6 +329,7 @@ class Run:
                 "quick": args.quick,
             },
             "peaks": None,
+            "floors": {},
             "engines": [],
             "parity": [],
             "measurements": [],
@@ -319,6 +358,7 @@ class Run:
         # Engines and what they prove are added to copies: a bundle is its owner's.
         bundles = [Path(shutil.copytree(source, self._work / source.name)) for source in sources]
         stems = {bundle.stem for bundle in bundles}
+        self._keep(stems)
         self.result["engines"] += [e for e in builds_of(prepared) if e.get("bundle") in stems]
         self._floors(bundles, prepared)
         for number, bundle in enumerate(bundles):
@@ -336,6 +376,19 @@ class Run:
         self.result["verdicts"] = verdicts(self.result)
         self._save()
         return bool(self.result["measurements"])
+
+    def _keep(self, stems: set[str]) -> None:
+        """Take over what an earlier run found of networks that this one does not measure."""
+        for kind in ("engines", "parity", "measurements"):
+            kept = [row for row in self._earlier.get(kind, ()) if row["bundle"] not in stems]
+            self.result[kind] = kept + self.result[kind]
+        others = {row["bundle"] for row in self.result["measurements"]} - stems
+        for entry in self._earlier.get("failures", ()):
+            if entry["part"].split()[-1] in others:
+                self.result["failures"].append(entry)
+        for name, floors in self._earlier.get("floors", {}).items():
+            if name in others:
+                self.result["floors"][name] = floors
 
     def _part(self, name: str, job: Mapping[str, Any], *, limit: float) -> None:
         """Run one part in a process of its own, and take over what it found until its end."""
@@ -400,11 +453,12 @@ class Run:
                     }
                     for precision, entries in work.items()
                 }
-            self.result["floors"] = floors
+            self.result["floors"] = {**self.result["floors"], **floors}
         except FloorError as error:
             self._failed("floors", str(error))
 
     def _failed(self, name: str, why: str) -> None:
+        why = why.replace(f"{self._work}{os.sep}", "")  # means nothing elsewhere
         print(f"        {name}: {why}", file=sys.stderr, flush=True)
         self.result["failures"].append({"part": name, "reason": why})
         self._save()

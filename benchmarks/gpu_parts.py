@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import tempfile
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from topcoat.runtime.backends._cuda import Device
 
 
+_OURS = frozenset({"topcoat", "gpu_bundles", "gpu_floors"})
+
+
 def run_part(name: str, job: Mapping[str, Any]) -> int:
     """Do one part in this process, writing every result as it comes."""
     with Path(job["out"]).open("a", encoding="utf-8") as out:
@@ -25,7 +29,14 @@ def run_part(name: str, job: Mapping[str, Any]) -> int:
             out.write(json.dumps([kind, _finite(entry)]) + "\n")
             out.flush()
 
-        PARTS[name](job, put)
+        try:
+            PARTS[name](job, put)
+        except Exception as error:
+            said = " ".join(str(error).split())[:400]
+            if type(error).__module__.split(".")[0] in _OURS:  # a reason for people, in one line
+                raise SystemExit(said) from None
+            traceback.print_exc()
+            raise SystemExit(f"{type(error).__name__}: {said}") from None
     return 0
 
 
@@ -35,6 +46,8 @@ Put = Callable[[str, Mapping[str, Any]], None]
 def _part_peaks(job: Mapping[str, Any], put: Put) -> None:
     from gpu_torch import measure_peaks
 
+    if (missing := _torch_missing()) is not None:
+        raise SystemExit(missing)
     put("peaks", measure_peaks().to_json())
 
 
@@ -145,6 +158,8 @@ def _part_onnxruntime(job: Mapping[str, Any], put: Put) -> None:
 
 
 def _part_eager(job: Mapping[str, Any], put: Put) -> None:
+    if (missing := _torch_missing()) is not None:
+        raise SystemExit(missing)
     import torch
     from gpu_bundles import input_size
     from gpu_torch import measure_eager
@@ -163,6 +178,8 @@ def _part_eager(job: Mapping[str, Any], put: Put) -> None:
 
 
 def _part_compile(job: Mapping[str, Any], put: Put) -> None:
+    if (missing := _torch_missing()) is not None:
+        raise SystemExit(missing)
     import torch
     from gpu_bundles import input_size
     from gpu_torch import COMPILED, measure_compiled
@@ -216,6 +233,17 @@ def _device() -> Device:
     if not isinstance(device, Device):
         raise SystemExit(device)
     return device
+
+
+def _torch_missing() -> str | None:
+    """Return why torch cannot be measured on this GPU, or None."""
+    try:
+        import torch
+    except ImportError as error:
+        return f"torch cannot be imported ({' '.join(str(error).split())}); install it to compare"
+    if not torch.cuda.is_available():
+        return f"the torch that is installed ({torch.__version__}) cannot use the GPU"
+    return None
 
 
 def _torch_first() -> None:

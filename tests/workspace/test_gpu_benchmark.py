@@ -707,6 +707,34 @@ class TestParts:
         (failure,) = self.saved(tmp_path)["failures"]
         assert failure == {"part": "prepare", "reason": "was stopped after 0.4 s"}
 
+    def test_an_earlier_run_s_other_networks_stay_and_this_run_s_are_replaced(
+        self,
+        run: Any,  # noqa: ANN401
+    ) -> None:
+        rows = [{"bundle": name, "n": number} for number, name in enumerate(("kept", "again"))]
+        run._earlier = {
+            **{"measurements": rows, "parity": rows, "engines": rows},
+            "failures": [
+                {"part": f"run tensorrt {name}", "reason": "earlier"} for name in ("kept", "again")
+            ],
+            "floors": {"kept": {"fp16": {}}, "again": {"fp16": {}}},
+        }
+        run._keep({"again"})
+        for kind in ("measurements", "parity", "engines"):
+            assert run.result[kind] == [rows[0]]
+        assert [entry["part"] for entry in run.result["failures"]] == ["run tensorrt kept"]
+        assert list(run.result["floors"]) == ["kept"]
+
+    def test_results_of_another_gpu_are_not_mixed(self, modules: Import, tmp_path: Path) -> None:
+        path = tmp_path / "gpu.json"
+        path.write_text(json.dumps({"machine": {"gpu": {"name": "A GPU", "driver": "580.1"}}}))
+        assert modules("gpu")._earlier(path, gpu("sm89"))
+        error = modules("gpu_bundles").PrepareError
+        with pytest.raises(error, match=r"was measured on a A GPU with driver 580\.1, here is"):
+            modules("gpu")._earlier(path, replace(gpu("sm89"), driver="590.2"))
+        with pytest.raises(error, match="is not the result of an earlier run"):
+            modules("gpu")._earlier(tmp_path / "nothing.json", gpu("sm89"))
+
     def test_no_part_begins_when_the_time_is_over(self, run: Any, tmp_path: Path) -> None:  # noqa: ANN401
         run._deadline = time.monotonic()
         run._part("peaks", {}, limit=60)
