@@ -32,22 +32,13 @@ the torch that is installed.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib.util
 import json
-import os
-import shutil
-import signal
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from topcoat.runtime.backends._cuda import Device
 
 ROOT = Path(__file__).resolve().parents[1]
 PROG = "gpu"
@@ -129,6 +120,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     if missing := [str(folder) for folder in args.pack if not folder.is_dir()]:
         return _say(f"--pack {missing[0]} is not a folder; give one of unpacked wheels", 2)
+    for option in ("seconds", "minutes", "tflops", "bandwidth"):
+        value = getattr(args, option)
+        if value is not None and not value > 0:
+            return _say(f"--{option} is {value:g}; give a number above 0", 2)
     sys.path[:0] = [str(folder.resolve()) for folder in args.pack]
     find_parts()
     if args.part:
@@ -151,6 +146,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _say(str(error), 2)
     except (topcoat.runtime.TopcoatError, OSError) as error:
         return _say(" ".join(str(error).split()), 2)
+    except ValueError as error:
+        if not type(error).__module__.startswith("topcoat."):  # of the exporter or the trainer
+            raise
+        return _say(" ".join(str(error).split()), 2)
     except KeyboardInterrupt:
         return _say("interrupted; the JSON file holds what was measured until then", 130)
 
@@ -165,7 +164,7 @@ def _sizes(text: str, *, quick: bool) -> list[str]:
 
 
 def _prepare(args: argparse.Namespace) -> int:
-    from gpu_bundles import prepare
+    from gpu_bundles import prepare, wanted_names
 
     _check_checkpoint(args.checkpoint)
     started = time.perf_counter()
@@ -173,19 +172,12 @@ def _prepare(args: argparse.Namespace) -> int:
         args.prepare,
         args.checkpoint,
         lambda what: print(f"{time.perf_counter() - started:6.1f} s  {what}", flush=True),
-        names=_networks(args),
+        names=wanted_names(args.networks, quick=args.quick),
     )
     for bundle in made:
         print(bundle)
     print(f"next, where the GPU is: python benchmarks/gpu.py --bundles {args.prepare}")
     return 0
-
-
-def _networks(args: argparse.Namespace) -> list[str] | None:
-    from gpu_bundles import STYLE
-
-    names = [name.strip() for name in args.networks.split(",") if name.strip()]
-    return names or ([STYLE] if args.quick else None)
 
 
 def _check_checkpoint(path: Path | None) -> None:
@@ -246,7 +238,9 @@ def _floors(args: argparse.Namespace) -> int:
 
 
 def _measure(args: argparse.Namespace, sizes: Sequence[str]) -> int:
-    from gpu_bundles import bundles_in
+    from gpu_bundles import bundles_in, wanted_names
+    from gpu_report import table
+    from gpu_run import Run, earlier_run
 
     from topcoat.runtime.backends._cuda import probe
 
@@ -255,259 +249,20 @@ def _measure(args: argparse.Namespace, sizes: Sequence[str]) -> int:
     if isinstance(device, str):
         return _say(f"{device} (--prepare and --floors need no GPU)", 2)
     if args.bundles is not None:
-        bundles_in(args.bundles, _networks(args))  # before minutes are spent
+        bundles_in(
+            args.bundles, wanted_names(args.networks, quick=args.quick)
+        )  # before minutes are spent
     if not args.json.parent.is_dir():
         return _say(f"--json {args.json}: its folder does not exist; make it", 2)
-    earlier = _earlier(args.json, device) if args.append else None
+    earlier = earlier_run(args.json, device) if args.append else None
     minutes = args.minutes or (2.0 if args.quick else 9.5)
     seconds = args.seconds or (0.2 if args.quick else 0.25)
     with tempfile.TemporaryDirectory(prefix="topcoat-gpu-") as folder:
         run = Run(args, Path(folder), sizes, seconds, time.monotonic() + 60 * minutes, earlier)
         measured = run.everything()
-    from gpu_report import table
-
     print(table(run.result))
     print(f"\n{args.json}")
     return 0 if measured else _say("nothing could be measured; the JSON file says why", 1)
-
-
-def _earlier(path: Path, device: Device) -> dict[str, Any]:
-    """Return what an earlier run wrote on this GPU.
-
-    Raises:
-        PrepareError: there is no such file, or it is of another GPU or driver.
-    """
-    from gpu_bundles import PrepareError
-
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        gpu = found["machine"]["gpu"]
-        was = (gpu["name"], gpu["driver"])
-    except (OSError, ValueError, KeyError, TypeError):
-        raise PrepareError(
-            f"--append: {path} is not the result of an earlier run; leave out --append"
-        ) from None
-    if was != (device.name, device.driver):
-        raise PrepareError(
-            f"--append: {path} was measured on a {was[0]} with driver {was[1]}, here is a"
-            f" {device.name} with driver {device.driver}; give another file with --json"
-        )
-    return found
-
-
-class Run:
-    """One run: the parts in order of worth, and what is known so far."""
-
-    def __init__(
-        self,
-        args: argparse.Namespace,
-        work: Path,
-        sizes: Sequence[str],
-        seconds: float,
-        deadline: float,
-        earlier: dict[str, Any] | None = None,
-    ) -> None:
-        self._args = args
-        self._earlier = earlier or {}
-        self._work = work
-        self._sizes = list(sizes)
-        self._seconds = seconds
-        from gpu_measure import SPECIALISATION
-        from gpu_report import machine
-
-        self._deadline = deadline
-        self._started = time.monotonic()
-        self.result: dict[str, Any] = {
-            "format": "topcoat-gpu-benchmark",
-            "format_version": 1,
-            "machine": machine(),
-            "settings": {
-                "sizes": {name: list(self._size(name)) for name in sizes},
-                "seconds_per_figure": seconds,
-                "specialisation": SPECIALISATION,
-                "weights": "random, seeded, but for the demo's or a given checkpoint",
-                "quick": args.quick,
-            },
-            "peaks": None,
-            "floors": {},
-            "engines": [],
-            "parity": [],
-            "measurements": [],
-            "failures": [],
-            "seconds": {},
-        }
-
-    def everything(self) -> bool:
-        """Run all parts; return whether anything was measured."""
-        from gpu_bundles import builds_of, bundles_in
-        from gpu_report import ENGINES, clocks, verdicts
-
-        self._part("peaks", {}, limit=90)
-        if self._args.bundles is not None:
-            prepared = self._args.bundles
-        else:
-            prepared = self._work / "prepared"
-            job = {"folder": str(prepared), "checkpoint": None, "names": _networks(self._args)}
-            if self._args.checkpoint is not None:
-                job["checkpoint"] = str(self._args.checkpoint.resolve())
-            self._part("prepare", job, limit=240)
-            if not any(prepared.glob("*.topcoat/manifest.json")):
-                self._save()
-                return False
-        sources = bundles_in(prepared, _networks(self._args))
-        # Engines and what they prove are added to copies: a bundle is its owner's.
-        bundles = [Path(shutil.copytree(source, self._work / source.name)) for source in sources]
-        stems = {bundle.stem for bundle in bundles}
-        self._keep(stems)
-        self.result["engines"] += [e for e in builds_of(prepared) if e.get("bundle") in stems]
-        self._floors(bundles, prepared)
-        for number, bundle in enumerate(bundles):
-            job = {"bundle": str(bundle), "sizes": self._sizes}
-            for backend, engine in ENGINES.items():
-                self._part(f"build {engine} {bundle.stem}", {**job, "engine": engine}, limit=150)
-                self._part(f"run {backend} {bundle.stem}", {**job, "backend": backend}, limit=120)
-            self._part(f"verify {bundle.stem}", job, limit=120)
-            self._part(f"onnxruntime {bundle.stem}", job, limit=90)
-            self._part(f"eager {bundle.stem}", job, limit=90)
-            if number == 0 and not self._args.quick:
-                wanted = [size for size in self._sizes if size == "1080p"] or self._sizes[:1]
-                self._part(f"compile {bundle.stem}", {**job, "sizes": wanted}, limit=150)
-        self.result["machine"]["clocks after"] = clocks()
-        self.result["verdicts"] = verdicts(self.result)
-        self._save()
-        return bool(self.result["measurements"])
-
-    def _keep(self, stems: set[str]) -> None:
-        """Take over what an earlier run found of networks that this one does not measure."""
-        for kind in ("engines", "parity", "measurements"):
-            kept = [row for row in self._earlier.get(kind, ()) if row["bundle"] not in stems]
-            self.result[kind] = kept + self.result[kind]
-        others = {row["bundle"] for row in self.result["measurements"]} - stems
-        for entry in self._earlier.get("failures", ()):
-            if entry["part"].split()[-1] in others:
-                self.result["failures"].append(entry)
-        for name, floors in self._earlier.get("floors", {}).items():
-            if name in others:
-                self.result["floors"][name] = floors
-
-    def _part(self, name: str, job: Mapping[str, Any], *, limit: float) -> None:
-        """Run one part in a process of its own, and take over what it found until its end."""
-        left = self._deadline - time.monotonic()
-        if left < 5:
-            return self._failed(name, "no time was left; give more with --minutes")
-        out = self._work / f"{name.replace(' ', '_')}.jsonl"
-        file = self._work / "job.json"
-        content = {**job, "out": str(out), "seconds": self._seconds, "work": str(self._work)}
-        file.write_text(json.dumps(content), encoding="utf-8")
-        began = time.monotonic()
-        print(f"{began - self._started:6.1f} s  {name}", file=sys.stderr, flush=True)
-        packs = [argument for pack in self._args.pack for argument in ("--pack", str(pack))]
-        command = [sys.executable, __file__, *packs, "--part", name.split()[0], "--job", str(file)]
-        # What is packed must be found by the builder's own processes, too.
-        path = os.pathsep.join([*(str(p.resolve()) for p in self._args.pack), *_pythonpath()])
-        why = None
-        errors = self._work / "stderr"
-        try:
-            environment = {**os.environ, "PYTHONPATH": path, "ORT_DISABLE_TELEMETRY": "1"}
-            with errors.open("wb") as said:
-                code = _run(command, said, environment, min(limit, left))
-            if code:
-                why = _ending(code, errors.read_text(errors="replace").strip())
-        except subprocess.TimeoutExpired:
-            why = f"was stopped after {min(limit, left):.3g} s"
-        self._take(out)
-        self.result["seconds"][name] = round(time.monotonic() - began, 1)
-        if why is not None:
-            return self._failed(name, why)
-        self._save()
-        return None
-
-    def _take(self, out: Path) -> None:
-        """Merge the lines that a part has written: each is a kind of result, and one of it."""
-        if not out.exists():
-            return
-        for line in out.read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(ValueError):  # a process that was stopped in mid-line
-                kind, entry = json.loads(line)
-                if isinstance(self.result.get(kind), list):
-                    self.result[kind].append(entry)
-                else:
-                    self.result[kind] = entry
-
-    def _floors(self, bundles: Sequence[Path], prepared: Path) -> None:
-        from gpu_bundles import work_for
-        from gpu_floors import FloorError, Peaks, floor_of, known_peaks
-
-        try:
-            if self.result["peaks"] is None:
-                name = self.result["machine"]["gpu"]["name"]
-                self.result["peaks"] = known_peaks(name).to_json()
-            peaks = Peaks.from_json(self.result["peaks"])
-            floors = {}
-            for bundle in bundles:
-                work = work_for(bundle, prepared)
-                floors[bundle.stem] = {
-                    precision: {
-                        size: {**entry.to_json(), **floor_of(entry, peaks).to_json()}
-                        for size, entry in entries.items()
-                    }
-                    for precision, entries in work.items()
-                }
-            self.result["floors"] = {**self.result["floors"], **floors}
-        except FloorError as error:
-            self._failed("floors", str(error))
-
-    def _failed(self, name: str, why: str) -> None:
-        why = why.replace(f"{self._work}{os.sep}", "")  # means nothing elsewhere
-        print(f"        {name}: {why}", file=sys.stderr, flush=True)
-        self.result["failures"].append({"part": name, "reason": why})
-        self._save()
-
-    def _save(self) -> None:
-        from gpu_bundles import write_json
-
-        write_json(self._args.json, self.result)
-
-    @staticmethod
-    def _size(name: str) -> tuple[int, int]:
-        from gpu_bundles import SIZES
-
-        return SIZES[name]
-
-
-def _run(
-    command: Sequence[str], said: IO[bytes], environment: Mapping[str, str], limit: float
-) -> int:
-    """Run a command with all that it starts, and end all of it when its time is over.
-
-    Raises:
-        subprocess.TimeoutExpired: it was.
-    """
-    with subprocess.Popen(
-        command, stdout=said, stderr=said, env=environment, start_new_session=True
-    ) as process:
-        try:
-            return process.wait(limit)
-        except BaseException:
-            # A builder works in a process of the part's own, which would go on alone.
-            if hasattr(os, "killpg"):
-                os.killpg(process.pid, signal.SIGKILL)
-            else:
-                process.kill()
-            raise
-
-
-def _ending(code: int, said: str) -> str:
-    """Say why a part ended early: in its own words where it gave a reason, not a traceback."""
-    last = said.splitlines()[-1][:400] if said else "it said nothing"
-    if code < 0:
-        return f"was killed by signal {-code}: {last}"
-    return f"broke off: {last}" if "Traceback (most recent call last)" in said else last
-
-
-def _pythonpath() -> list[str]:
-    given = os.environ.get("PYTHONPATH", "")
-    return [given] if given else []
 
 
 def _say(line: str, code: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import importlib.util
 import json
@@ -224,6 +225,12 @@ def requests(
     ]
 
 
+def wanted_names(text: str, *, quick: bool) -> list[str] | None:
+    """Return the networks that a user asks for, by the names of their bundles; None: all."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    return names or ([STYLE] if quick else None)
+
+
 def bundles_in(folder: Path, names: Sequence[str] | None = None) -> list[Path]:
     """Return the bundles of a folder, or those of some names; that of the promises first.
 
@@ -348,12 +355,15 @@ def add_engines(
         ):
             continue
         progress(f"{bundle.stem}: {engine} {request.precision}, {settled.profiles[0]}")
-        built = build_engine(read_model(manifest, model), settled, library, progress=progress)
-        file = f"{built.kind}.{built.precision}.{built.info.key[:8]}.engine"
-        (bundle / file).write_bytes(built.data)
         path = bundle / "manifest.json"
         content = json.loads(path.read_text(encoding="utf-8"))
         first = next(v for v in content["variants"] if v["file"] == model.file)
+        kept = first.get("keep_fp32", [])
+        built = build_engine(
+            read_model(manifest, model), settled, library, keep_fp32=kept, progress=progress
+        )
+        file = f"{built.kind}.{built.precision}.{built.info.key[:8]}.engine"
+        (bundle / file).write_bytes(built.data)
         content["variants"].append(
             {
                 "file": file,
@@ -366,16 +376,9 @@ def add_engines(
                 "output": first["output"],
                 "parity": [],
                 "engine": {
-                    "library": built.info.library,
-                    "version": built.info.version,
-                    "targets": list(built.info.targets),
-                    "driver": built.info.driver,
-                    "profiles": [
-                        {"min": list(p.min), "opt": list(p.opt), "max": list(p.max)}
-                        for p in built.info.profiles
-                    ],
-                    "key": built.info.key,
+                    **dataclasses.asdict(built.info),
                     "model_sha256": built.model_sha256,
+                    **({"keep_fp32": kept} if kept else {}),
                     "reproducible": built.reproducible,
                     "layers": [dict(layer) for layer in built.layers],
                 },

@@ -305,6 +305,33 @@ class TestCommandLine:
         assert len(done.stderr.splitlines()) == 1
         assert not list(tmp_path.iterdir())
 
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            (["--sizes", "8K"], "--sizes names 8K; choose from"),
+            (["--minutes", "0"], "--minutes is 0; give a number above 0"),
+            (["--pack", "/nowhere"], "--pack /nowhere is not a folder"),
+            (["--floors", "/nowhere", "--gpu", "L4"], "--floors /nowhere does not exist"),
+            (["--floors", "/nowhere"], "--floors needs --gpu NAME, or --tflops"),
+            (["--floors", str(DATA / "blocks.topcoat"), "--gpu", "abacus"], "'abacus' are not in"),
+            (["--prepare", "/nowhere", "--checkpoint", "/nothing.pt"], "--checkpoint /nothing.pt"),
+        ],
+    )
+    def test_what_cannot_be_done_is_said_in_one_line(
+        self,
+        modules: Import,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+        arguments: list[str],
+        said: str,
+    ) -> None:
+        monkeypatch.setattr(sys, "path", [*sys.path])
+        assert modules("gpu").main(arguments) == 2
+        err = capsys.readouterr().err
+        assert said in err
+        assert err.startswith("gpu: ")
+        assert err.count("\n") == 1
+
     def test_floors_are_printed_for_a_bundle(self, modules: Import) -> None:
         done = run_gpu("--floors", DATA / "local4.topcoat", "--tflops", 10, "--bandwidth", 100)
         assert done.returncode == 0, done.stderr
@@ -672,7 +699,7 @@ class TestParts:
             networks="",
         )
         deadline = time.monotonic() + 600
-        return modules("gpu").Run(args, tmp_path, ["1080p"], 0.1, deadline)
+        return modules("gpu_run").Run(args, tmp_path, ["1080p"], 0.1, deadline)
 
     def saved(self, tmp_path: Path) -> Any:  # noqa: ANN401 - JSON
         return json.loads((tmp_path / "gpu.json").read_text())
@@ -697,7 +724,7 @@ class TestParts:
         inner = f"import time; time.sleep(1.5); open({str(mark)!r}, 'w')"
         outer = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {inner!r}])"
         with (tmp_path / "said").open("wb") as said, pytest.raises(subprocess.TimeoutExpired):
-            modules("gpu")._run([sys.executable, "-c", outer], said, os.environ, 0.5)
+            modules("gpu_run")._run([sys.executable, "-c", outer], said, os.environ, 0.5)
         time.sleep(1.5)
         assert not mark.exists()
 
@@ -719,21 +746,25 @@ class TestParts:
             ],
             "floors": {"kept": {"fp16": {}}, "again": {"fp16": {}}},
         }
+        run._keep(set())
+        assert run.result["measurements"] == rows
+        run.result["failures"].append({"part": "peaks", "reason": "now"})
         run._keep({"again"})
         for kind in ("measurements", "parity", "engines"):
             assert run.result[kind] == [rows[0]]
-        assert [entry["part"] for entry in run.result["failures"]] == ["run tensorrt kept"]
+        parts = [entry["part"] for entry in run.result["failures"]]
+        assert parts == ["run tensorrt kept", "peaks"]
         assert list(run.result["floors"]) == ["kept"]
 
     def test_results_of_another_gpu_are_not_mixed(self, modules: Import, tmp_path: Path) -> None:
         path = tmp_path / "gpu.json"
         path.write_text(json.dumps({"machine": {"gpu": {"name": "A GPU", "driver": "580.1"}}}))
-        assert modules("gpu")._earlier(path, gpu("sm89"))
+        assert modules("gpu_run").earlier_run(path, gpu("sm89"))
         error = modules("gpu_bundles").PrepareError
         with pytest.raises(error, match=r"was measured on a A GPU with driver 580\.1, here is"):
-            modules("gpu")._earlier(path, replace(gpu("sm89"), driver="590.2"))
+            modules("gpu_run").earlier_run(path, replace(gpu("sm89"), driver="590.2"))
         with pytest.raises(error, match="is not the result of an earlier run"):
-            modules("gpu")._earlier(tmp_path / "nothing.json", gpu("sm89"))
+            modules("gpu_run").earlier_run(tmp_path / "nothing.json", gpu("sm89"))
 
     def test_no_part_begins_when_the_time_is_over(self, run: Any, tmp_path: Path) -> None:  # noqa: ANN401
         run._deadline = time.monotonic()
