@@ -465,10 +465,14 @@ class PretendedGpu:
 
     name = "tensorrt-rtx"
 
-    def __init__(self, sm: str, *, grid: int = 0, largest: int | None = None) -> None:
+    def __init__(
+        self, sm: str, *, grid: int = 0, largest: int | None = None, deadly: str | None = None
+    ) -> None:
         self._sm = sm
         self._grid = grid
         self._largest = largest
+        self._deadly = deadly
+        self._lost: list[str] = []
 
     def missing(self) -> str | None:
         return None
@@ -487,12 +491,24 @@ class PretendedGpu:
         pass
 
     def load(self, variant: Variant, model: bytes, *, compute: str, threads: int) -> Session:
-        return _PretendedEngine(variant, model, self._grid, self._largest)
+        if self._lost:
+            raise tr.DeviceLostError(f"the GPU stopped working since {self._lost[0]}")
+        deadly = self._lost if variant.file == self._deadly else None
+        return _PretendedEngine(variant, model, self._grid, self._largest, deadly)
 
 
 class _PretendedEngine:
-    def __init__(self, variant: Variant, model: bytes, grid: int, largest: int | None) -> None:
+    def __init__(
+        self,
+        variant: Variant,
+        model: bytes,
+        grid: int,
+        largest: int | None,
+        deadly: list[str] | None,
+    ) -> None:
         self._session = OnnxRuntimeSession(variant, model, threads=1)
+        self._file = variant.file
+        self._deadly = deadly
         assert variant.engine is not None
         self._profiles = variant.engine.profiles
         self._grid = grid
@@ -502,6 +518,9 @@ class _PretendedEngine:
         height, width = source.shape[1:3]
         if not any(profile.holds(height, width) for profile in self._profiles):
             raise tr.FrameOutsideProfileError(f"built for other sizes than {width}x{height}")
+        if self._deadly is not None:
+            self._deadly.append(self._file)
+            raise tr.DeviceLostError("the GPU stopped working (CUDA_ERROR_ILLEGAL_ADDRESS)")
         if self._largest is not None and height * width > self._largest:
             raise tr.DeviceMemoryError(f"no memory for {width}x{height}")
         self._session.run(source, result)
@@ -614,6 +633,94 @@ def test_too_little_device_memory_is_no_verdict(name: str, request: pytest.Fixtu
     assert [row.status for row in found.rows] == ["passed", "not run"]
     assert "no memory for" in found.rows[1].reason
     assert manifest_of(bundle)["variants"][1]["parity"] == []
+
+
+def test_an_engine_that_takes_the_gpu_down_has_failed_on_it(doubling: Path) -> None:
+    add_engine(doubling, file="a.engine")
+    add_engine(doubling, file="b.engine")
+    gpu = PretendedGpu("sm89", deadly="a.engine")
+    found = tr.verify(doubling, threads=1, backends=(*CPU, gpu))
+    assert not found
+    assert [row.status for row in found.rows] == ["passed", "failed", "not run"]
+    assert found.rows[1].failures == ["the GPU stopped working (CUDA_ERROR_ILLEGAL_ADDRESS)"]
+    rows = rows_of(doubling)
+    assert rows["a.engine", "tensorrt-rtx", "fp16", "sm89"]["passed"] is False
+    # The other one is not to blame: it never ran.
+    assert found.undecided == [found.rows[2]]
+    assert "since a.engine" in found.rows[2].reason
+    assert ("b.engine", "tensorrt-rtx", "fp16", "sm89") not in rows
+
+
+def test_an_engine_of_this_device_that_is_left_undecided_is_no_success(
+    doubling: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_engine(doubling)
+    gpu = PretendedGpu("sm89", largest=3000)
+    monkeypatch.setattr("topcoat.runtime.parity._verify.all_backends", lambda: (*CPU, gpu))
+    for _ in range(2):  # also when nothing else is left to measure
+        assert main(["verify", str(doubling), "--threads", "1", "--quiet"]) == 1
+        out = capsys.readouterr().out
+        assert "still unproved here: tensorrt-rtx fp16 (rtx.fp16.engine): " in out
+        assert "cannot run here" not in out
+        assert "nothing to measure" not in out
+    elsewhere = PretendedGpu("sm75")
+    monkeypatch.setattr("topcoat.runtime.parity._verify.all_backends", lambda: (*CPU, elsewhere))
+    assert main(["verify", str(doubling), "--threads", "1", "--quiet"]) == 0
+    assert "cannot run here: tensorrt-rtx fp16" in capsys.readouterr().out
+
+
+def test_too_little_memory_for_the_largest_size_is_noted_and_the_rest_decides(
+    doubling: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_engine(doubling, sizes=((1, 1), (64, 64), (192, 192)))
+    gpu = PretendedGpu("sm89", largest=20_000)
+    monkeypatch.setattr("topcoat.runtime.parity._verify.all_backends", lambda: (*CPU, gpu))
+    assert main(["verify", str(doubling), "--threads", "1", "--quiet"]) == 0
+    said = "not compared at 192x192: tensorrt-rtx fp16 (rtx.fp16.engine): out of memory: no memory"
+    assert said in capsys.readouterr().out
+    row = rows_of(doubling)["rtx.fp16.engine", "tensorrt-rtx", "fp16", "sm89"]
+    assert row["passed"] is True
+    assert row["sizes"]["64x64"] == "compared"
+    assert row["sizes"]["192x192"].startswith("out of memory: no memory for 192x192")
+    (read,) = tr.read_manifest(doubling).variants[1].parity
+    assert dict(read.sizes) == row["sizes"]
+    # With room for it, the row is replaced by one that says so.
+    assert tr.verify(doubling, threads=1, everything=True, backends=(*CPU, PretendedGpu("sm89")))
+    row = rows_of(doubling)["rtx.fp16.engine", "tensorrt-rtx", "fp16", "sm89"]
+    assert set(row["sizes"].values()) == {"compared"}
+
+
+@pytest.mark.parametrize("short", ["device", "host"])
+def test_an_engine_passes_only_at_the_size_that_it_was_tuned_for(
+    short: str, doubling: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_engine(doubling, sizes=((1, 1), (128, 128), (256, 256)))
+    gpu = PretendedGpu("sm89", largest=64 * 200 if short == "device" else None)
+    if short == "host":
+        monkeypatch.setattr(
+            "topcoat.runtime.parity._measure.affordable", lambda _, height, width: height < 100
+        )
+    found = tr.verify(doubling, threads=1, backends=(*CPU, gpu))
+    assert not found
+    row = found.rows[-1]
+    assert (row.status, row.undecided) == ("not run", True)
+    wanted = {
+        "device": "no memory for 128x128",
+        "host": "not compared at 128x128, which it was tuned for: too little memory for the",
+    }
+    assert wanted[short] in row.reason
+    assert manifest_of(doubling)["variants"][1]["parity"] == []
+
+
+def test_an_engine_is_never_compared_with_itself_for_want_of_a_reference(doubling: Path) -> None:
+    """Of a bundle without a model, only the golden pair can be a reference."""
+    add_engine(doubling)
+    add_engine(doubling, file="golden.engine", sizes=((70, 90),) * 3)
+    golden.edit(doubling, lambda manifest: manifest["variants"].pop(0))
+    found = tr.verify(doubling, threads=1, backends=(*CPU, PretendedGpu("sm89")))
+    assert [row.status for row in found.rows] == ["not run", "passed"]
+    assert "at 64x64, which it was tuned for: nothing here can be" in found.rows[0].reason
+    assert [probe.name for probe, _ in found.rows[1].frames] == ["golden_in.png"]
 
 
 def test_engines_of_the_same_size_share_the_answers_of_the_reference(doubling: Path) -> None:

@@ -43,7 +43,8 @@ def verify(
         backends: those to look at; all that this version knows if None.
 
     Returns:
-        A row per engine; falsy if one failed.
+        A row per engine; falsy if one failed, or one that this machine can run was left undecided
+        because memory was short or the device could not be used.
 
     Raises:
         BundleError: the bundle is damaged, or has no golden pictures to compare with.

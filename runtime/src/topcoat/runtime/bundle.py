@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
 import re
 import stat
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -97,6 +99,8 @@ class EngineInfo:
     profiles: tuple[Profile, ...]
     key: str
     """Hash of everything that the engine was made from; equal keys are equal engines."""
+    platform: str | None = None
+    """The operating system and processor that it is for, e.g. "linux-x86_64"; None: any."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +120,9 @@ class ParityRow:
     """For people: what that device was, its driver and library; may be empty."""
     reference: str | None = None
     """For people: what it was compared with; None if the bundle does not say."""
+    sizes: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    """For people: the sizes that a built engine was made for, e.g. "1920x1080" (width x height),
+    each with "compared" or why it was not; empty if the bundle does not say."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,6 +180,15 @@ class Manifest:
     memory_per_pixel: int | None = None
     """About how many bytes an engine works with at its peak per input pixel, computing in fp32;
     None if the bundle does not say."""
+
+
+def this_platform() -> str:
+    """Return what :attr:`EngineInfo.platform` is for engines of this machine's system.
+
+    >>> this_platform().count("-")
+    1
+    """
+    return f"{sys.platform}-{platform.machine().lower()}"
 
 
 def read_manifest(path: str | Path) -> Manifest:
@@ -539,6 +555,7 @@ def _parse_variant(item: _Reader) -> Variant:
                 device=row.optional_text("device"),
                 where=row.mapping("where"),
                 reference=row.optional_text("reference"),
+                sizes=row.mapping("sizes"),
             )
         )
     kind = item.text("kind")
@@ -574,6 +591,7 @@ def _parse_engine(item: _Reader, kind: str) -> EngineInfo:
         driver=item.optional_text("driver"),
         profiles=tuple(profiles),
         key=item.sha256("key"),
+        platform=item.optional_text("platform"),
     )
 
 

@@ -24,7 +24,8 @@ on many more frames, with the fp32 model on ONNX Runtime's CPU, which must give 
 Neither PyTorch nor a network connection is needed.
 
 What has passed before for this kind of device is not measured again, unless --all is given. What
-fails is recorded as failed: the runtime then does not use it on this kind of device.
+fails is recorded as failed: the runtime then does not use it on this kind of device. An engine that
+takes the device down has failed; one for which memory is short is left as it was.
 """
 
 _EPILOG = """\
@@ -33,7 +34,8 @@ examples:
   topcoat verify candy.topcoat --photos shots/    compare on your pictures as well
   topcoat verify candy.topcoat --all --dry-run    measure everything again, change nothing
 
-exit codes: 0 nothing failed, 1 an engine differs from the network, 2 something you can fix
+exit codes: 0 all that can run here has passed, 1 an engine failed or is still unproved,
+2 something you can fix
 """
 
 
@@ -105,10 +107,16 @@ def _lines(found: Verification) -> list[str]:
     for row in found.measured:
         if not row:
             lines.append(f"failed, will not be used here: {row.engine}: {'; '.join(row.failures)}")
+        for size, why in row.omitted.items():
+            lines.append(f"not compared at {size}: {row.engine}: {why}")
     lines += [f"passed before, not measured again: {engine}" for engine in found.earlier]
-    lines += [f"cannot run here: {reason}" for reason in reasons_not_run(found.rows)]
-    if not found.measured:
+    absent = [row for row in found.rows if not row.undecided]
+    lines += [f"cannot run here: {reason}" for reason in reasons_not_run(absent)]
+    lines += [f"still unproved here: {reason}" for reason in reasons_not_run(found.undecided)]
+    if not found.measured and not found.undecided:
         lines.append(f"{found.bundle}: nothing to measure on this machine")
+    elif not found.measured:
+        lines.append(f"{found.bundle}: nothing was proved, manifest.json is as it was")
     elif found.recorded:
         lines.append(f"{found.bundle}: recorded in manifest.json")
     else:

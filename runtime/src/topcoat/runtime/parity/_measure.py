@@ -26,7 +26,7 @@ from topcoat.runtime._errors import (
 )
 from topcoat.runtime._textures import nearest_texture_size
 from topcoat.runtime.backends import Backend, all_backends, default_threads, find_backend
-from topcoat.runtime.bundle import TEXTURE, Manifest, SizeRule, Variant, read_manifest
+from topcoat.runtime.bundle import TEXTURE, Manifest, Profile, SizeRule, read_manifest
 from topcoat.runtime.frames import Frame, fit_size
 from topcoat.runtime.model import Model
 from topcoat.runtime.parity._difference import Difference, difference
@@ -34,7 +34,13 @@ from topcoat.runtime.parity._engines import Engine, engine_here
 from topcoat.runtime.parity._flat import areas_to_judge, flatness
 from topcoat.runtime.parity._layouts import arrangements
 from topcoat.runtime.parity._probes import ProbeFrame, profile_probes
-from topcoat.runtime.parity._report import ParityReport, ParityRow, machine, missed_gates
+from topcoat.runtime.parity._report import (
+    COMPARED,
+    ParityReport,
+    ParityRow,
+    machine,
+    missed_gates,
+)
 
 PRIMARY = ("photographs", "noise")
 """Groups of what networks are made for; an engine that met none of them has proved nothing."""
@@ -42,6 +48,10 @@ PRIMARY = ("photographs", "noise")
 _LARGEST = 1920 * 1088
 """Input pixels of the largest frame of an engine's sizes that a reference is asked for where the
 bundle does not say how much memory it takes, or the system not how much there is."""
+
+
+_TO_COME = "not reached"
+"""What is said of a size until a frame of it was compared."""
 
 
 class Reference(Protocol):
@@ -172,7 +182,7 @@ def measure_engine(
     manifest: Manifest,
     engine: Engine,
     frames: Sequence[ProbeFrame],
-    answers: Callable[[ProbeFrame], Answer],
+    answers: Callable[[ProbeFrame], Answer | None],
     *,
     reference: str = "",
     progress: Callable[[str], None] = lambda _: None,
@@ -181,15 +191,23 @@ def measure_engine(
 ) -> ParityRow:
     """Compare one engine on every frame that it takes.
 
+    A built engine must be compared at the size that it was tuned for. Where memory is short for
+    larger frames than that alone, the rest decides, and the row names the sizes that are missing.
+
     Args:
         manifest: of the bundle.
         engine: one of its engines.
         frames: at least one of what the network is made for.
-        answers: gives the reference's answer to a probe.
+        answers: gives the reference's answer to a probe; None where there is no reference for it.
         reference: its name, for the row.
         progress: is told which engine is run, if it can be.
         backends: those to look for the engine's in; all that this version knows if None.
         threads: of a CPU session; None takes the runtime's default.
+
+    Returns:
+        A row that passed, failed, or was not run: because this machine cannot (the backend or the
+        device is missing, the engine is for another one), or, marked as undecided, because it could
+        not be run to the end. An engine on whose frames the device stops working has failed.
     """
     known = all_backends() if backends is None else tuple(backends)
     variant = next(v for v in manifest.variants if v.file == engine.file)
@@ -199,16 +217,25 @@ def measure_engine(
     progress(str(engine))
     backend = find_backend(engine.backend, known)
 
+    built = _BuiltSizes(manifest, () if variant.engine is None else variant.engine.profiles)
+
     def not_run(reason: object) -> ParityRow:
-        return ParityRow(engine=engine, status="not run", reason=str(reason))
+        return ParityRow(engine=engine, status="not run", reason=str(reason), undecided=True)
 
     def failed(reason: object) -> ParityRow:
         return ParityRow(
-            engine=engine, status="failed", reason=str(reason), device=offer.device, where=where
+            engine=engine,
+            status="failed",
+            reason=str(reason),
+            device=offer.device,
+            where=where,
+            sizes=built.found(),
         )
 
     where = _where(backend, offer.device)
-    taken = _taken(manifest, variant, frames)
+    taken = built.taken(frames)
+    if (reason := built.untuned(over=False)) is not None:
+        return not_run(reason)
     if not any(probe.group in PRIMARY for probe in taken):
         return not_run("it takes no frame for which a reference can be had in this memory")
     measured: list[tuple[ProbeFrame, Difference]] = []
@@ -222,17 +249,27 @@ def measure_engine(
     with model:
         for probe in taken:
             answer = answers(probe)
+            if answer is None:
+                built.left_out(probe, "nothing here can be its reference")
+                continue
             try:
                 compared = list(compare(model, probe, answer))
             except FrameOutsideProfileError:
                 continue
-            except (DeviceMemoryError, DeviceLostError, FrameMemoryError) as error:
-                return not_run(error)
+            except (DeviceMemoryError, FrameMemoryError) as error:
+                if not built.may_leave_out(probe):
+                    return not_run(error)
+                built.left_out(probe, f"out of memory: {error}")
+                continue
             except (BackendError, ParityError) as error:
+                # A lost device too: whoever ran this engine would lose it likewise.
                 return failed(error)
             if fallbacks := model.explain().fallbacks:
                 return not_run(fallbacks[-1])  # what was compared is not the engine as it is
             measured += compared
+            built.compared(probe)
+    if (reason := built.untuned(over=True)) is not None:
+        return not_run(reason)
     if not any(probe.group in PRIMARY for probe, _ in measured):
         return not_run("it was built for none of the frames that it was to be compared on")
     missed = missed_gates(engine.compute, measured)
@@ -243,6 +280,7 @@ def measure_engine(
         reference=reference,
         device=offer.device,
         where=where,
+        sizes=built.found(),
     )
 
 
@@ -301,34 +339,84 @@ def compare(
     yield probe, found
 
 
-def _taken(
-    manifest: Manifest, variant: Variant, frames: Sequence[ProbeFrame]
-) -> Sequence[ProbeFrame]:
-    """Leave out what an engine was not built for, and add what it was built for."""
-    rule = manifest.size
-    inside = [probe for probe in frames if _fits(probe, rule)]
-    if variant.engine is None:
-        return inside
-    profiles = variant.engine.profiles
+class _BuiltSizes:
+    """The frame sizes that an engine was built for, and at which of them it was compared.
 
-    def holds(probe: ProbeFrame) -> bool:
+    Args:
+        manifest: of the bundle.
+        profiles: of the engine; none for a model, which takes any size.
+    """
+
+    def __init__(self, manifest: Manifest, profiles: Sequence[Profile]) -> None:
+        self._manifest = manifest
+        self._profiles = profiles
+        self._best = {profile.opt for profile in profiles}
+        self._why: dict[tuple[int, int], str] = {}
+
+    def taken(self, frames: Sequence[ProbeFrame]) -> Sequence[ProbeFrame]:
+        """Leave out what the engine was not built for, and add what it was built for."""
+        inside = [probe for probe in frames if _fits(probe, self._manifest.size)]
+        if not self._profiles:
+            return inside
+        photographs = [p for p in frames if p.group == "photographs" and p.frame.ndim == 3]
+        own = profile_probes(self._profiles, photographs, self._possible)
+        return [*(probe for probe in inside if self._holds(probe)), *own]
+
+    def compared(self, probe: ProbeFrame) -> None:
+        """Note that a frame was compared; one of several of its size will do."""
+        size = self._given(probe)
+        if size in self._why and probe.group in PRIMARY:
+            self._why[size] = COMPARED
+
+    def left_out(self, probe: ProbeFrame, why: str) -> None:
+        """Note that a frame was not compared."""
+        size = self._given(probe)
+        if size in self._why and self._why[size] != COMPARED:
+            self._why[size] = why
+
+    def may_leave_out(self, probe: ProbeFrame) -> bool:
+        """Say whether the rest may decide without a frame for which memory is short."""
+        height, width = self._given(probe)
+        tuned = max((best[0] * best[1] for best in self._best), default=None)
+        return tuned is not None and height * width > tuned
+
+    def untuned(self, *, over: bool) -> str | None:
+        """Return why the engine cannot have passed: a size that it was tuned for is missing.
+
+        Args:
+            over: whether all frames were run, so that none is still to come.
+        """
+        for size in sorted(self._best):
+            why = self._why.get(size, COMPARED)
+            if why != COMPARED and (over or why != _TO_COME):
+                return f"not compared at {_words(size)}, which it was tuned for: {why}"
+        return None
+
+    def found(self) -> dict[str, str]:
+        """Return what :attr:`ParityRow.sizes` says."""
+        return {_words(size): why for size, why in self._why.items()}
+
+    def _given(self, probe: ProbeFrame) -> tuple[int, int]:
         height, width = probe.frame.shape[-3:-1]
-        fitted = fit_size(height, width, rule)
-        return any(profile.holds(*fitted) for profile in profiles)
+        return fit_size(height, width, self._manifest.size)
 
-    def possible(height: int, width: int) -> bool:
-        if manifest.task == TEXTURE and (height, width) != nearest_texture_size(
-            height, width, rule
-        ):
-            return False
-        most = rule.max is None or max(height, width) <= rule.max
-        return most and affordable(manifest, height, width)
+    def _holds(self, probe: ProbeFrame) -> bool:
+        size = self._given(probe)
+        return any(profile.holds(*size) for profile in self._profiles)
 
-    photographs = [p for p in frames if p.group == "photographs" and p.frame.ndim == 3]
-    return [
-        *(probe for probe in inside if holds(probe)),
-        *profile_probes(profiles, photographs, possible),
-    ]
+    def _possible(self, height: int, width: int) -> bool:
+        """Say whether the network takes frames of this size and the reference can be had."""
+        rule = self._manifest.size
+        if self._manifest.task == TEXTURE:
+            takes = (height, width) == nearest_texture_size(height, width, rule)
+        else:
+            takes = rule.max is None or max(height, width) <= rule.max
+        enough = affordable(self._manifest, height, width)
+        # Frames of other sizes are padded before the engine is given them.
+        padded = height % rule.multiple or width % rule.multiple or min(height, width) < rule.min
+        if takes and not padded:
+            self._why[height, width] = _TO_COME if enough else "too little memory for the reference"
+        return takes and enough
 
 
 def _fits(probe: ProbeFrame, rule: SizeRule) -> bool:
@@ -343,6 +431,10 @@ def affordable(manifest: Manifest, height: int, width: int) -> bool:
     if free is None or needed is None:
         return height * width <= _LARGEST
     return height * width * needed <= free // 2
+
+
+def _words(size: tuple[int, int]) -> str:
+    return f"{size[1]}x{size[0]}"
 
 
 def _where(backend: Backend, device: str | None) -> dict[str, str]:

@@ -16,7 +16,10 @@ from topcoat.runtime.bundle import Manifest
 from topcoat.runtime.parity._report import ParityRow
 
 _ROW_KEYS = frozenset(
-    {"backend", "compute", "device", "passed", "photographs", "noise", "where", "reference"}
+    {
+        *("backend", "compute", "device", "passed", "photographs", "noise"),
+        *("where", "reference", "sizes"),
+    }
 )
 
 

@@ -18,6 +18,9 @@ from topcoat.runtime.parity._probes import ProbeFrame
 
 Status: TypeAlias = Literal["passed", "failed", "not run"]
 
+COMPARED = "compared"
+"""What :attr:`ParityRow.sizes` says of a size at which an engine was compared."""
+
 _SHOWN = ("max_steps", "psnr_db", "changed", "within_4_steps")
 
 
@@ -39,6 +42,11 @@ class ParityRow:
     """The kind of device that it was measured on and holds for, e.g. "sm89"; None: any."""
     where: Mapping[str, str] = field(default_factory=dict)
     """Name, driver and library of that device; empty for a processor."""
+    sizes: Mapping[str, str] = field(default_factory=dict)
+    """The sizes that a built engine was made for, e.g. "1920x1080" (width x height), each with
+    :data:`COMPARED` or why it was not; empty for other engines."""
+    undecided: bool = False
+    """Whether this machine can run it, and it was not run to the end all the same."""
 
     def __bool__(self) -> bool:
         return self.status == "passed"
@@ -47,6 +55,11 @@ class ParityRow:
     def groups(self) -> dict[str, Summary]:
         """What was measured, by group of frames."""
         return group_summaries(self.frames)
+
+    @property
+    def omitted(self) -> dict[str, str]:
+        """The sizes that the engine was made for and not compared at, each with the reason."""
+        return {size: why for size, why in self.sizes.items() if why != COMPARED}
 
     @property
     def failures(self) -> list[str]:
@@ -67,6 +80,8 @@ class ParityRow:
             "status": self.status,
             "reason": self.reason or None,
             "reference": self.reference or None,
+            **({} if not self.sizes else {"sizes": dict(self.sizes)}),
+            **({} if not self.undecided else {"undecided": True}),
             "failures": self.failures,
             "groups": {name: found.to_json() for name, found in self.groups.items()},
             "frames": [
@@ -96,6 +111,7 @@ class ParityRow:
             group: {key: found[key] for key in _SHOWN if found.get(key) is not None},
             **({} if not self.where else {"where": dict(self.where)}),
             **({} if not self.reference else {"reference": self.reference}),
+            **({} if not self.sizes else {"sizes": dict(self.sizes)}),
         }
 
 

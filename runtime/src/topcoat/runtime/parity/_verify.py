@@ -41,7 +41,10 @@ GOLDEN = "golden pair"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verification:
-    """What :func:`topcoat.runtime.verify` found. Truthy when no engine failed."""
+    """What :func:`topcoat.runtime.verify` found.
+
+    Truthy when no engine failed, and none that this machine can run was left undecided.
+    """
 
     bundle: str
     rows: Sequence[ParityRow]
@@ -57,8 +60,13 @@ class Verification:
         """The rows of engines that were run."""
         return [row for row in self.rows if row.status != "not run"]
 
+    @property
+    def undecided(self) -> list[ParityRow]:
+        """The rows of engines that this machine can run and of which nothing is proved yet."""
+        return [row for row in self.rows if row.undecided]
+
     def __bool__(self) -> bool:
-        return all(self.measured)
+        return all(self.measured) and not self.undecided
 
     def to_json(self) -> dict[str, Any]:
         """Every number, as ``topcoat verify --json`` prints it."""
@@ -143,7 +151,10 @@ class Verifier:
             row = self._measure(reference, [probe, *tiling], self._exact)
             if not row:
                 reason = f"there is nothing to compare it with: {reference} failed here"
-                self._rows += [ParityRow(engine=e, status="not run", reason=reason) for e in todo]
+                self._rows += [
+                    ParityRow(engine=e, status="not run", reason=reason, undecided=True)
+                    for e in todo
+                ]
                 return
         if not todo:
             return
@@ -173,9 +184,11 @@ class Verifier:
                 " again or export it again"
             )
 
-    def _exact(self, probe: ProbeFrame) -> Answer:
+    def _exact(self, probe: ProbeFrame) -> Answer | None:
         golden, wanted = self._golden
-        return Answer(frame=wanted if probe is golden else None)
+        if probe.group == "tiling":
+            return Answer(frame=None)
+        return Answer(frame=wanted) if probe is golden else None
 
     def _frames(self) -> list[ProbeFrame]:
         """What is compared besides the golden picture, made of it or of noise."""
@@ -192,7 +205,10 @@ class Verifier:
         ]
 
     def _measure(
-        self, engine: Engine, frames: Sequence[ProbeFrame], answers: Callable[[ProbeFrame], Answer]
+        self,
+        engine: Engine,
+        frames: Sequence[ProbeFrame],
+        answers: Callable[[ProbeFrame], Answer | None],
     ) -> ParityRow:
         row = measure_engine(
             self._manifest,
