@@ -21,7 +21,13 @@ from tests.export.conftest import (
     sr_checkpoint,
     tiny_checkpoint,
 )
-from topcoat.export._errors import EngineBuildError, EngineLibraryError, EngineRequestError
+from topcoat.export._errors import (
+    EngineBuildError,
+    EngineLibraryError,
+    EngineRequestError,
+    OutputError,
+)
+from topcoat.export.bundle_writer import export_bundle
 from topcoat.export.engines import (
     BuiltEngine,
     EngineRequest,
@@ -33,6 +39,8 @@ from topcoat.export.engines import (
     parse_profile,
 )
 from topcoat.export.onnx_from_checkpoint import Precision, onnx_from_network
+from topcoat.export.precision import PrecisionPlan
+from topcoat.export.sources import open_source
 from topcoat.runtime import Profile
 from topcoat.train import Checkpoint, save_checkpoint
 
@@ -179,7 +187,7 @@ def test_a_profile_that_cannot_be_is_refused(text: str, words: str) -> None:
         ({"engine": "rtx", "targets": ("sm90",)}, "does not build for sm90"),
         ({"engine": "rtx", "targets": ("sm75", "sm89")}, "can only be built alone"),
         ({"engine": "rtx", "targets": ("sm89", "sm89")}, "at least and at most once"),
-        ({"engine": "rtx", "workspace": 5}, "at least 1 MiB"),
+        ({"engine": "rtx", "workspace": 5}, "give at least 1, or none"),
         ({"engine": "tensorrt", "targets": ("sm89",)}, "build with --engine rtx"),
     ],
 )
@@ -260,12 +268,25 @@ def test_a_builder_with_a_timing_cache_tells_its_progress_and_keeps_the_cache(
     job = {
         **{"library": "tensorrt_rtx", "profiles": [[[16, 16], [48, 64], [256, 256]]]},
         **{"targets": None, "workspace": 1 << 28, "timing_cache": True, "progress": True},
+        "path": "",
     }
     assert _worker._build(job)["errors"] == []
     assert "Building engine" in capfd.readouterr().out
     assert (tmp_path / "engine").stat().st_size > 0
     assert (tmp_path / "timing.cache").exists()
     assert _worker._build(job)["errors"] == []  # from the cache that it wrote itself
+
+
+def test_float32_stays_float32_and_scratch_memory_is_the_runtime_s() -> None:
+    import tensorrt_rtx as trt
+
+    builder = trt.Builder(trt.Logger(trt.Logger.ERROR))
+    assert builder.create_builder_config().get_flag(trt.BuilderFlag.TF32)  # what it would be
+    job = {"library": "tensorrt_rtx", "workspace": 1 << 28}
+    config = _worker._configured(trt, builder, job)
+    assert not config.get_flag(trt.BuilderFlag.TF32)
+    assert config.get_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
+    assert config.get_memory_pool_limit(trt.MemoryPoolType.WORKSPACE) == 1 << 28
 
 
 def test_something_that_is_no_model_is_refused() -> None:
@@ -377,6 +398,13 @@ def test_another_profile_is_added_and_the_first_engine_is_not_built_again(
     (variant,) = [v for v in measured["variants"] if v["kind"] == "tensorrt-rtx"]
     row = {"backend": "tensorrt-rtx", "compute": "fp16", "passed": True, "device": "sm89"}
     variant["parity"].append(row)  # as `topcoat verify` leaves it on another machine
+    elsewhere = {
+        "backend": "onnxruntime-cuda",
+        "compute": "fp32",
+        "passed": False,
+        "device": "sm89",
+    }
+    measured["variants"][0]["parity"].append(elsewhere)
     (bundle / "manifest.json").write_text(json.dumps(measured), encoding="utf-8")
     before = engines_in(bundle)
 
@@ -392,6 +420,39 @@ def test_another_profile_is_added_and_the_first_engine_is_not_built_again(
     manifest = topcoat.runtime.verify_files(bundle)
     kept = [v.parity for v in manifest.variants if v.file in before]
     assert [(r.backend, r.passed, r.device) for r in kept[0]] == [("tensorrt-rtx", True, "sm89")]
+    of_the_model = manifest.variants[0].parity_row("onnxruntime-cuda", "fp32", "sm89")
+    assert of_the_model is not None
+    assert not of_the_model.passed
+    assert (
+        "tensorrt-rtx fp16 (" + next(iter(before)) not in outcome.stderr.split("not run here")[-1]
+    )
+
+
+def test_what_another_program_records_meanwhile_is_not_lost(
+    with_engine: ExportedBundle, tmp_path: Path
+) -> None:
+    bundle = copied(with_engine, tmp_path)
+    manifest = bundle / "manifest.json"
+    found: list[str] = []
+
+    def progress(what: str) -> None:
+        if what.startswith("PyTorch") and not found:  # minutes of comparing begin
+            found.append(
+                manifest.read_text(encoding="utf-8").replace('"passed": true', '"passed":  true')
+            )
+            manifest.write_text(found[0], encoding="utf-8")
+
+    request = EngineRequest(engine="rtx", profiles=(STATIC,), targets=("sm89",))
+    with pytest.raises(OutputError, match="changed by another program"):
+        export_bundle(
+            open_source(tmp_path / "sharp.pt"),
+            bundle,
+            plan=PrecisionPlan(precisions=("fp32", "fp16")),
+            engines=[request],
+            progress=progress,
+        )
+    assert manifest.read_text(encoding="utf-8") == found[0]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["sharp.pt", "sharp.topcoat"]
 
 
 def test_a_bundle_of_another_checkpoint_is_not_added_to(
@@ -426,7 +487,7 @@ def test_a_damaged_engine_is_refused_by_its_hash(
         (("--engine", "rtx", "--profile", "10x10"), "write 12x12"),
         (("--engine", "rtx", "--target", "sm90"), "does not build for sm90"),
         (("--engine", "rtx", "--timing-cache", "x"), "times nothing"),
-        (("--engine", "rtx", "--workspace", "0"), "at least 1 MiB"),
+        (("--engine", "rtx", "--workspace", "0"), "give at least 1, or none"),
     ],
 )
 def test_wrong_engine_options_end_in_one_line_and_nothing_written(

@@ -17,9 +17,10 @@ import torch
 from PIL import Image
 
 import topcoat.runtime
-from topcoat.export._errors import BundleNameError, PhotographError, WeightsError
+from topcoat.export._errors import BundleNameError, OutputError, PhotographError, WeightsError
 from topcoat.export._staging import (
     check_place,
+    json_text,
     put_in_place,
     staged,
     write_json,
@@ -37,16 +38,15 @@ from topcoat.export.engines import (
 from topcoat.export.engines.reuse import Earlier, earlier_bundle
 from topcoat.export.golden import golden, golden_texture
 from topcoat.export.halo import prove_halo
-from topcoat.export.manifest import Part, identity, made_by, manifest_of
+from topcoat.export.manifest import Part, identity, manifest_of
 from topcoat.export.memory import memory_per_pixel
-from topcoat.export.onnx_from_checkpoint import DTYPES, OUTPUT_NAMES, Precision
+from topcoat.export.onnx_from_checkpoint import DTYPES, OPSET, OPSETS, OUTPUT_NAMES, Precision
 from topcoat.export.parity import ParityReport, measure_parity
 from topcoat.export.precision import Audit, PrecisionPlan
-from topcoat.export.probes import bundled_photographs, noise_probes, probe_frames
+from topcoat.export.probes import Frame, bundled_photographs, noise_probes, probe_frames
 from topcoat.export.quantisation import Quantised, calibration_frames, quantise
 from topcoat.export.sources import Source, source_from_checkpoint
 from topcoat.export.tiling import prove_tiling, takes_noise
-from topcoat.runtime.bundle import ENGINE_KINDS
 from topcoat.runtime.parity import engines_for
 from topcoat.train import Checkpoint
 from topcoat.train.networks import FrameNetwork
@@ -90,9 +90,9 @@ def export_bundle(
 ) -> Exported:
     """Turn a checkpoint into a bundle of engines, each compared with the network.
 
-    Where a bundle of the same checkpoint, made by the same versions, lies at ``output``, what is
-    asked for is added to it: its models and engines stay, an engine whose key is the same is not
-    built again, and if nothing is missing, nothing is done.
+    Where a bundle of the same checkpoint lies at ``output``, what is asked for is added to it: its
+    models and engines stay as they are, with what was measured of them, an engine whose key is the
+    same is not built again, and if nothing is missing, nothing is done.
 
     Args:
         source: a trained network.
@@ -146,11 +146,14 @@ def export_bundle(
     requests = [request.settled(network) for request in engines]
     libraries = {name: find_library(name) for name in {str(r.engine) for r in requests}}
     if earlier is not None:
-        if photos is None and _holds(earlier, plan, requests, libraries):
+        plan = earlier.united(plan, measured=audit is not None)
+        anew = (photos, calibration) != (None, None) or (
+            audit is not None and "precision.json" not in earlier.manifest.files
+        )
+        if not anew and _holds(earlier, plan, requests, libraries):
             progress("nothing to do: the bundle there holds all of it")
             return _as_it_is(place, earlier, source)
         progress(f"adding to the bundle of the same network at {place.name}")
-        plan = earlier.united(plan)
     texture = takes_noise(network)
     if texture and photos is not None:
         raise PhotographError(
@@ -163,6 +166,7 @@ def export_bundle(
         else probe_frames(network.size_min, photos, progress, scale=network.scale)
     )
 
+    made = _Models(source, plan, calibration, earlier, progress)
     with staged(place) as stage:
         if texture:
             progress("seams: does a texture repeat without one?")
@@ -170,23 +174,21 @@ def export_bundle(
         elif network.halo is not None:
             progress(f"tiles: does an output pixel look no further than {network.halo} pixels?")
             prove_halo(network)
-        made = _Models(source, plan, calibration, progress)
         parts = []
         for precision in made.wanted:
-            model = made[precision]
             part = Part(
                 file=f"model.{precision}.onnx",
                 precision=precision,
-                opset=next(o.version for o in model.opset_import if o.domain == ""),
+                opset=OPSETS.get(precision, OPSET),
                 keep_fp32=made.kept(precision),
             )
             (stage / part.file).write_bytes(made.bytes_of(precision))
             parts.append(part)
-        memory = memory_per_pixel(made["fp32"], network.size_multiple, network.size_min)
+        memory = memory_per_pixel(made.fp32(), network.size_multiple, network.size_min)
         built = [
             _engine(
                 request,
-                made.bytes_of(request.precision),
+                made,
                 libraries[request.engine],
                 earlier,
                 timing_cache,
@@ -195,7 +197,13 @@ def export_bundle(
             for request in requests
         ]
         if earlier is not None:
-            built += earlier.others(built, made.hashes())
+            kept, outdated = earlier.others(built, made.hashes())
+            built += kept
+            for engine in outdated:
+                progress(
+                    f"engine, {engine.kind} {engine.precision}: left out, for its model changed; "
+                    "ask for it again"
+                )
         for engine in built:
             part = Part(
                 file=_engine_file(engine), precision=engine.precision, opset=None, engine=engine
@@ -207,6 +215,8 @@ def export_bundle(
 
         compared = engines_for(topcoat.runtime.read_manifest(stage).variants)
         report = measure_parity(stage, network, frames, compared, progress)
+        if earlier is not None:
+            report = earlier.without_known(report, draft["variants"])
 
         def exported(bundle: Path | None, report_file: Path) -> Exported:
             return Exported(
@@ -225,24 +235,30 @@ def export_bundle(
             return exported(None, report_file)
 
         write_json(stage / "parity.json", report.to_json())
-        extras = ["card.md", "parity.json"]
+        notes = {} if earlier is None else earlier.notes()
         if audit is not None:
-            write_json(stage / "precision.json", audit.to_json())
-            extras.append("precision.json")
+            notes["precision.json"] = json_text(audit.to_json()).encode()
         if made.quantised is not None:
-            write_json(stage / "quantisation.json", made.quantised.report.to_json())
-            extras.append("quantisation.json")
+            notes["quantisation.json"] = json_text(made.quantised.report.to_json()).encode()
+        for extra, content in notes.items():
+            (stage / extra).write_bytes(content)
         pictures = _write_pictures(stage, network, source.recipe)
         manifest = manifest_of(source, name, memory, stage, parts, report.rows)
         if earlier is not None:
-            _keep_rows(manifest, earlier)
+            earlier.keep_rows(manifest["variants"])
         card = card_markdown(manifest, report, source)
         (stage / "card.md").write_text(card, encoding="utf-8")
         manifest["files"] = {
-            extra: identity(stage / extra) for extra in sorted([*extras, *pictures])
+            extra: identity(stage / extra)
+            for extra in sorted(["card.md", "parity.json", *notes, *pictures])
         }
         write_json(stage / "manifest.json", manifest)
         topcoat.runtime.verify_files(stage)
+        if earlier is not None and not earlier.check_unchanged():
+            raise OutputError(
+                f"{place} was changed by another program while this export added to it, so it is "
+                "left as it is; run the command again"
+            )
         put_in_place(stage, place, force=force or earlier is not None)
     return exported(place, place / "parity.json")
 
@@ -252,7 +268,7 @@ def _earlier(place: Path, source: Source, name: str) -> Earlier | None:
     if source.sha256 is None or not place.is_dir():
         return None
     found = earlier_bundle(place)
-    if found is None or (found.manifest.name, dict(found.manifest.made_by)) != (name, made_by()):
+    if found is None or found.manifest.name != name:
         return None
     # Not the hash alone: the same ONNX file may be read with another range or order of colours.
     origin = json.loads(json.dumps(source.origin()))
@@ -265,18 +281,15 @@ def _holds(
     requests: Sequence[EngineRequest],
     libraries: Mapping[str, Library],
 ) -> bool:
-    if not set(_files(plan)) <= set(earlier.models) or any(
-        earlier.kept(precision) != tuple(plan.keep_fp32.get(precision, ()))
-        for precision in plan.precisions
-        if precision in earlier.models
-    ):
-        return False
+    """Whether a bundle has everything already; the plan is united with what it holds."""
+    for precision in _files(plan):
+        if earlier.model(precision, _kept(plan, precision)) is None:
+            return False
     for request in requests:
-        model = earlier.model_of(request.precision)
-        if (
-            model is None
-            or key_of(request, model, libraries[request.engine]) not in earlier.engines
-        ):
+        model = earlier.model_sha256(request.precision, _kept(plan, request.precision))
+        if model is None:
+            return False
+        if key_of(request, model, libraries[request.engine]) not in earlier.engines:
             return False
     return True
 
@@ -298,66 +311,85 @@ def _files(plan: PrecisionPlan) -> tuple[str, ...]:
     return (*(p for p in plan.precisions if p != "bf16"), *(("int8",) if plan.int8 else ()))
 
 
+def _kept(plan: PrecisionPlan, precision: str) -> tuple[str, ...]:
+    """The layers that stay float32 in the model of a precision."""
+    if precision in DTYPES:
+        return tuple(plan.keep_fp32.get(cast("Precision", precision), ()))
+    return ()
+
+
 class _Models:
-    """The ONNX models of an export, each made when it is first asked for."""
+    """The ONNX models of an export, each made, or taken from an earlier bundle, when asked for."""
 
     def __init__(
         self,
         source: Source,
         plan: PrecisionPlan,
         calibration: str | os.PathLike[str] | None,
+        earlier: Earlier | None,
         progress: Callable[[str], None],
     ) -> None:
         self._source = source
         self._plan = plan
-        self._calibration = calibration
+        self._earlier = earlier
+        self._again = calibration is not None
+        self._calibration: Sequence[Frame] = ()
+        if plan.int8 and (self._again or earlier is None or "int8" not in earlier.models):
+            # Now: a folder without photographs is to be said before minutes of work.
+            self._calibration = calibration_frames(source.network, calibration, progress)
         self._progress = progress
-        self._models: dict[str, onnx.ModelProto] = {}
-        self._bytes: dict[str, bytes] = {}
+        self._models: dict[str, bytes] = {}
         self.wanted = _files(plan)
         self.quantised: Quantised | None = None
 
-    def __getitem__(self, precision: str) -> onnx.ModelProto:
-        if precision not in self._models:
-            self._progress(f"ONNX, {precision}")
-            self._models[precision] = self._make(precision)
-        return self._models[precision]
-
     def kept(self, precision: str) -> tuple[str, ...]:
         """The layers that stay float32 in it."""
-        if precision in DTYPES:
-            return tuple(self._plan.keep_fp32.get(cast("Precision", precision), ()))
-        return ()
+        return _kept(self._plan, precision)
 
     def bytes_of(self, precision: str) -> bytes:
         """The model as it is written."""
-        if precision not in self._bytes:
-            self._bytes[precision] = self[precision].SerializeToString(deterministic=True)
-        return self._bytes[precision]
+        if precision not in self._models:
+            self._models[precision] = self._taken(precision) or self._made(precision)
+        return self._models[precision]
+
+    def fp32(self) -> onnx.ModelProto:
+        """The float32 model."""
+        return onnx.load_from_string(self.bytes_of("fp32"))
 
     def hashes(self) -> dict[str, str]:
-        """Precision -> SHA-256 of every model that was made."""
-        return {p: hashlib.sha256(data).hexdigest() for p, data in self._bytes.items()}
+        """Precision -> SHA-256 of every model that was asked for."""
+        return {p: hashlib.sha256(data).hexdigest() for p, data in self._models.items()}
 
-    def _make(self, precision: str) -> onnx.ModelProto:
+    def _taken(self, precision: str) -> bytes | None:
+        if self._earlier is None or (precision == "int8" and self._again):
+            return None
+        return self._earlier.model(precision, self.kept(precision))
+
+    def _made(self, precision: str) -> bytes:
+        self._progress(f"ONNX, {precision}")
         if precision == "int8":
-            network = self._source.network
-            frames = calibration_frames(network, self._calibration, self._progress)
-            self.quantised = quantise(self["fp32"], network, frames, progress=self._progress)
+            self.quantised = quantise(
+                self.fp32(), self._source.network, self._calibration, progress=self._progress
+            )
             for line in str(self.quantised.report).splitlines():
                 self._progress(line)
-            return self.quantised.model
-        return self._source.to_onnx(cast("Precision", precision), keep_fp32=self.kept(precision))
+            model = self.quantised.model
+        else:
+            kept = self.kept(precision)
+            model = self._source.to_onnx(cast("Precision", precision), keep_fp32=kept)
+        data: bytes = model.SerializeToString(deterministic=True)
+        return data
 
 
 def _engine(
     request: EngineRequest,
-    model: bytes,
+    models: _Models,
     library: Library,
     earlier: Earlier | None,
     timing_cache: str | os.PathLike[str] | None,
     progress: Callable[[str], None],
 ) -> BuiltEngine:
+    model = models.bytes_of(request.precision)
     where = ", ".join(library.targets(request))
     what = f"engine, {request.engine} {request.precision}, {request.profiles[0]}"
     if more := len(request.profiles) - 1:
@@ -367,7 +399,14 @@ def _engine(
         progress(f"{what}: taken from the bundle that is there")
         return earlier.engines[key]
     progress(f"{what}, for {where}")
-    built = build_engine(model, request, library, timing_cache=timing_cache, progress=progress)
+    built = build_engine(
+        model,
+        request,
+        library,
+        keep_fp32=models.kept(request.precision),
+        timing_cache=timing_cache,
+        progress=progress,
+    )
     progress(f"{what}: {len(built.data) / 1e6:.1f} MB in {built.seconds:.1f} s")
     for warning in built.warnings:
         progress(f"  {request.engine} warns: {' '.join(warning.split())}")
@@ -376,19 +415,6 @@ def _engine(
 
 def _engine_file(engine: BuiltEngine) -> str:
     return f"{engine.kind}.{engine.precision}.{engine.info.key[:8]}.engine"
-
-
-def _keep_rows(manifest: Mapping[str, Any], earlier: Earlier) -> None:
-    """Keep what was measured on other machines of engines that were taken over as they are."""
-    for variant in manifest["variants"]:
-        if variant["kind"] not in ENGINE_KINDS:
-            continue
-        now = {(row["backend"], row["compute"], row.get("device")) for row in variant["parity"]}
-        variant["parity"] += [
-            row
-            for row in earlier.rows(variant["engine"]["key"])
-            if (row["backend"], row["compute"], row.get("device")) not in now
-        ]
 
 
 def checked_name(name: str) -> str:

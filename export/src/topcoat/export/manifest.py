@@ -130,11 +130,13 @@ def _engine_entry(built: BuiltEngine) -> dict[str, Any]:
         "version": info.version,
         "targets": list(info.targets),
         "driver": info.driver,
+        "platform": info.platform,
         "profiles": [
             {"min": list(p.min), "opt": list(p.opt), "max": list(p.max)} for p in info.profiles
         ],
         "key": info.key,
         "model_sha256": built.model_sha256,
+        **({"keep_fp32": list(built.keep_fp32)} if built.keep_fp32 else {}),
         "reproducible": built.reproducible,
         "layers": [dict(layer) for layer in built.layers],
     }

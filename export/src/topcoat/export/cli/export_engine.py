@@ -128,7 +128,7 @@ def parser() -> argparse.ArgumentParser:
         "--target",
         metavar="SM[,SM]",
         help="rtx: GPU generations, of sm75 (RTX 20, alone), sm80, sm86 (RTX 30), sm89 (RTX 40), "
-        "sm120, sm121 (RTX 50) (default: sm80,sm86,sm89,sm120)",
+        "sm120 (RTX 50), sm121 (GB10) (default: sm80,sm86,sm89,sm120)",
     )
     engines.add_argument(
         "--profile",
@@ -296,7 +296,9 @@ def _engines(args: argparse.Namespace) -> "list[EngineRequest]":
         raise EngineRequestError(
             "--timing-cache is for --engine tensorrt; TensorRT for RTX times nothing when it builds"
         )
-    targets = None if args.target is None else tuple(args.target.lower().split(","))
+    targets = None
+    if args.target is not None:
+        targets = tuple(target.strip() for target in args.target.lower().split(","))
     return [
         EngineRequest(
             engine=engine,

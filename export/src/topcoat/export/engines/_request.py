@@ -19,14 +19,14 @@ KINDS: Mapping[str, str] = {"rtx": "tensorrt-rtx", "tensorrt": "tensorrt"}
 """... -> the variant's kind in the manifest, which is also the backend's name."""
 
 RTX_TARGETS = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
-"""What TensorRT for RTX 1.7 can build for: Turing, A100, Ampere, Ada and two Blackwells."""
+"""What TensorRT for RTX 1.7 can build for: RTX 20, A100, RTX 30, RTX 40, RTX 50 and GB10."""
 
 RTX_DEFAULT_TARGETS = ("sm80", "sm86", "sm89", "sm120")
 """What it builds for if nothing is said; Turing is left out, for which it must be asked alone."""
 
 ENGINE_PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
-_BUILD_RULES = 2
+_BUILD_RULES = 3
 """Raised when the builder below builds something else from the same request."""
 
 
@@ -56,7 +56,7 @@ class EngineRequest:
             )
         if self.workspace is not None and self.workspace < 1 << 20:
             raise EngineRequestError(
-                f"the workspace is {self.workspace} bytes; give at least 1 MiB or none"
+                f"the workspace is {self.workspace >> 20} MiB; give at least 1, or none"
             )
         if self.targets is None:
             return
@@ -69,7 +69,7 @@ class EngineRequest:
             raise EngineRequestError(
                 f"TensorRT for RTX does not build for {', '.join(unknown)}; choose from "
                 f"{', '.join(RTX_TARGETS)} (RTX 20: sm75, RTX 30: sm86, RTX 40: sm89, RTX 50: "
-                "sm120)"
+                "sm120), or build with --engine tensorrt on that GPU"
             )
         if not self.targets or len(set(self.targets)) < len(self.targets):
             raise EngineRequestError(
@@ -138,6 +138,7 @@ def engine_key(
     version: str,
     targets: Sequence[str],
     driver: str | None,
+    platform: str | None,
 ) -> str:
     """Hash everything that an engine is made from: equal keys are equal engines.
 
@@ -147,6 +148,7 @@ def engine_key(
         version: of the library.
         targets: GPU generations, e.g. ``("sm89",)``.
         driver: major version of the driver that takes part in the build, or None.
+        platform: the operating system and processor that it is for; None: any.
     """
     content = {
         "rules": _BUILD_RULES,
@@ -154,6 +156,7 @@ def engine_key(
         "version": version,
         "targets": list(targets),
         "driver": driver,
+        "platform": platform,
         "precision": request.precision,
         "profiles": [[p.min, p.opt, p.max] for p in request.profiles],
         "workspace": request.workspace,

@@ -53,6 +53,10 @@ def _fix_addresses() -> bool:
 
 
 def _build(job: dict[str, Any]) -> dict[str, Any]:
+    if (
+        job["path"] not in sys.path
+    ):  # where it is installed, if this isolated process looks elsewhere
+        sys.path.append(job["path"])
     trt: Any = importlib.import_module(job["library"])
 
     class Collector(trt.ILogger):  # type: ignore[misc]  # the module is only known at run time
@@ -70,9 +74,10 @@ def _build(job: dict[str, Any]) -> dict[str, Any]:
                 self.warnings.append(message)
 
     logger = Collector()
-    builder = trt.Builder(logger)
-    if builder is None:
-        return {"errors": logger.errors or ["no builder could be made"]}
+    try:
+        builder = trt.Builder(logger)
+    except Exception as error:  # the binding raises TypeError where the library gives nothing back
+        return {"errors": logger.errors or [f"no builder could be made: {error}"], "stage": "start"}
     # Version 11 is always strongly typed and ignores the flag; 10 needs it.
     flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     network = builder.create_network(flags)
@@ -85,13 +90,7 @@ def _build(job: dict[str, Any]) -> dict[str, Any]:
         }
     report = {"network": _inspected(network)}
 
-    config = builder.create_builder_config()
-    if job["library"] == "tensorrt_rtx":
-        # The runtime hands over scratch memory: an engine that allocates its own while it runs
-        # cannot be captured into a CUDA graph.
-        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
-    if job["workspace"] is not None:
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, job["workspace"])
+    config = _configured(trt, builder, job)
     if job["targets"] is not None:
         config.num_compute_capabilities = len(job["targets"])
         for index, target in enumerate(job["targets"]):
@@ -108,7 +107,10 @@ def _build(job: dict[str, Any]) -> dict[str, Any]:
     if job["timing_cache"]:
         cache = Path("timing.cache")
         timing = config.create_timing_cache(cache.read_bytes() if cache.exists() else b"")
-        config.set_timing_cache(timing, ignore_mismatch=False)
+        if not config.set_timing_cache(timing, ignore_mismatch=False):
+            logger.warnings.append("the timing cache is of another GPU or version; it starts anew")
+            timing = config.create_timing_cache(b"")
+            config.set_timing_cache(timing, ignore_mismatch=False)
     if job["progress"]:
         config.progress_monitor = _monitor(trt)
 
@@ -116,9 +118,23 @@ def _build(job: dict[str, Any]) -> dict[str, Any]:
     if built is None:
         return {"errors": logger.errors or ["no engine came out"], "stage": "build", **report}
     Path("engine").write_bytes(bytes(built))
-    if timing is not None:
-        Path("timing.cache").write_bytes(bytes(config.get_timing_cache().serialize()))
+    if timing is not None and (kept := config.get_timing_cache()) is not None:
+        Path("timing.cache").write_bytes(bytes(kept.serialize()))
     return {**report, "errors": [], "warnings": logger.warnings}
+
+
+def _configured(trt: Any, builder: Any, job: dict[str, Any]) -> Any:  # noqa: ANN401
+    """What holds for every engine: an IBuilderConfig."""
+    config = builder.create_builder_config()
+    # On by default, it would cut the operands of fp32 convolutions to 10 bits of mantissa.
+    config.clear_flag(trt.BuilderFlag.TF32)
+    if job["library"] == "tensorrt_rtx":
+        # The runtime hands over scratch memory: an engine that allocates its own while it runs
+        # cannot be captured into a CUDA graph.
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
+    if job["workspace"] is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, job["workspace"])
+    return config
 
 
 def _parser_error(error: Any) -> str:  # noqa: ANN401 - a ParserError
@@ -163,7 +179,7 @@ def _monitor(trt: Any) -> Any:  # noqa: ANN401 - the module, an IProgressMonitor
             self.steps[phase] = steps
 
         def step_complete(self, phase: str, step: int) -> bool:
-            print(f"{phase}: {step + 1} of {self.steps[phase]}", flush=True)
+            print(f"{phase}: {step + 1} of {self.steps.get(phase, '?')}", flush=True)
             return True  # go on
 
         def phase_finish(self, phase: str) -> None:

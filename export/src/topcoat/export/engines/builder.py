@@ -23,15 +23,23 @@ from topcoat.export._errors import EngineBuildError, EngineLibraryError
 from topcoat.export.engines._request import KINDS, LIBRARIES, EngineRequest, engine_key
 from topcoat.runtime import EngineInfo
 from topcoat.runtime.backends import _cuda
+from topcoat.runtime.backends.tensorrt import TensorRt
+from topcoat.runtime.bundle import this_platform
 
 _WORKER = Path(__file__).with_name("_worker.py")
 
 _DTYPES = {"fp32": "float", "fp16": "half", "bf16": "bf16"}
 """Precision -> TensorRT's name of the type in which a convolution must come out."""
 
+_LEAST_RTX = (1, 7)
+"""The first version of TensorRT for RTX whose engines the runtime runs."""
+
 _CONVOLUTIONS = ("convolution", "deconvolution")
 
-_ENVIRONMENT = ("LD_LIBRARY_PATH", "PATH", "SYSTEMROOT", "CUDA_VISIBLE_DEVICES", "CUDA_PATH")
+_ENVIRONMENT = (
+    *("LD_LIBRARY_PATH", "PATH", "SYSTEMROOT", "CUDA_PATH"),
+    *("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"),  # the builder must take the GPU that was probed
+)
 """What a builder may see of the environment; anything else could only change the bytes."""
 
 
@@ -45,6 +53,8 @@ class BuiltEngine:
     precision: str
     model_sha256: str
     """Of the ONNX model that it was built from."""
+    keep_fp32: tuple[str, ...] = ()
+    """The layers of that model that are float32 in a half-precision one."""
     layers: Sequence[Mapping[str, Any]]
     """What TensorRT parsed: ``kind``, ``dtype`` and ``count`` of its layers."""
     reproducible: bool
@@ -65,6 +75,10 @@ class Library:
     """Generation of the GPU that takes part in the build; None for RTX, which needs none."""
     driver: str | None
     """Major version of that GPU's driver."""
+    platform: str | None = None
+    """The system that its engines are for, e.g. ``linux-x86_64``; None: any, as RTX's are."""
+    path: str = ""
+    """The folder that it is imported from."""
 
     def targets(self, request: EngineRequest) -> tuple[str, ...]:
         """Which GPUs an engine of this request is for."""
@@ -84,7 +98,8 @@ def find_library(engine: str) -> Library:
             there is none; the text says what to do.
     """
     module = LIBRARIES[engine]
-    if importlib.util.find_spec(module) is None:
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
         raise EngineLibraryError(
             f"--engine {engine} needs {module.replace('_', '-')}, which is not installed; "
             f"pip install 'topcoat-export[{engine}]'"
@@ -98,26 +113,40 @@ def find_library(engine: str) -> Library:
             f"--engine {engine}: {module} is installed but cannot be loaded ({lines[0]}); "
             f"install it whole: pip install --force-reinstall 'topcoat-export[{engine}]'"
         ) from None
+    package = spec.submodule_search_locations is not None
+    path = str(Path(spec.origin).parents[1 if package else 0])
     if engine == "rtx":
-        return Library(engine=engine, version=version, device=None, driver=None)
+        if tuple(int(part) for part in version.split(".")[:2]) < _LEAST_RTX:
+            raise EngineLibraryError(
+                f"--engine rtx: {module} {version} is installed, wanted at least "
+                f"{'.'.join(map(str, _LEAST_RTX))}; pip install --upgrade 'topcoat-export[rtx]'"
+            )
+        return Library(engine=engine, version=version, device=None, driver=None, path=path)
     found = _cuda.probe()
-    if isinstance(found, str):
+    if (missing := TensorRt("tensorrt").missing()) is not None or isinstance(found, str):
         raise EngineLibraryError(
-            f"--engine tensorrt builds on the GPU that is to run the engine: {found}; build there, "
-            "or with --engine rtx, which needs no GPU"
+            f"--engine tensorrt builds on the GPU that is to run the engine: {missing or found}; "
+            "build there, or with --engine rtx, which needs no GPU"
         )
     return Library(
         engine=engine,
         version=version,
         device=found.sm,
         driver=found.driver_family,
+        platform=this_platform(),
+        path=path,
     )
 
 
 def key_of(request: EngineRequest, model_sha256: str, library: Library) -> str:
     """The key of the engine that this library would build of this model."""
     return engine_key(
-        request, model_sha256, library.version, library.targets(request), library.driver
+        request,
+        model_sha256,
+        library.version,
+        library.targets(request),
+        library.driver,
+        library.platform,
     )
 
 
@@ -126,6 +155,7 @@ def build_engine(
     request: EngineRequest,
     library: Library | None = None,
     *,
+    keep_fp32: Sequence[str] = (),
     timing_cache: str | os.PathLike[str] | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> BuiltEngine:
@@ -135,6 +165,7 @@ def build_engine(
         model: serialised; strongly typed in the request's precision.
         request: settled, see :meth:`EngineRequest.settled`.
         library: from :func:`find_library`; looked for if None.
+        keep_fp32: the layers of a half-precision model that are float32.
         timing_cache: a file in which ``tensorrt`` keeps how fast its kernels were on this GPU; the
             next build of a similar network is quicker. Made if it is not there. Not for RTX, which
             times nothing at build.
@@ -154,6 +185,7 @@ def build_engine(
         raise ValueError("the request has no profiles; use EngineRequest.settled(network)")
     job = {
         "library": LIBRARIES[request.engine],
+        "path": library.path,
         "profiles": [[p.min, p.opt, p.max] for p in request.profiles],
         "targets": None if request.engine == "tensorrt" else library.targets(request),
         "workspace": request.workspace,
@@ -173,7 +205,7 @@ def build_engine(
         report = _run_worker(folder, request, progress)
         if report["errors"]:
             raise EngineBuildError(_refusal(request, report))
-        _check_types(request, report["network"])
+        _check_types(request, report["network"], len(keep_fp32))
         data = (folder / "engine").read_bytes()
         if kept is not None:
             _keep(folder / "timing.cache", kept)
@@ -185,12 +217,14 @@ def build_engine(
             version=library.version,
             targets=library.targets(request),
             driver=library.driver,
+            platform=library.platform,
             profiles=request.profiles,
             key=key_of(request, model_sha256, library),
         ),
         kind=KINDS[request.engine],
         precision=request.precision,
         model_sha256=model_sha256,
+        keep_fp32=tuple(keep_fp32),
         layers=report["network"]["layers"],
         reproducible=report["fixed_addresses"],
         seconds=time.perf_counter() - started,
@@ -241,7 +275,12 @@ def _run_worker(
 def _refusal(request: EngineRequest, report: Mapping[str, Any]) -> str:
     errors = [" ".join(str(error).split()) for error in report["errors"]]
     count = f"{len(errors)} error{'s' * (len(errors) > 1)}"
-    does = {"parse": "parse the model", "configure": "take the settings", "build": "build it"}
+    does = {
+        "start": "start",
+        "parse": "parse the model",
+        "configure": "take the settings",
+        "build": "build it",
+    }
     return (
         f"{LIBRARIES[request.engine]} cannot {does.get(report.get('stage', ''), 'build it')} in "
         f"{request.precision}, {count}: {'; '.join(errors)}; leave out --engine, or export with "
@@ -249,8 +288,14 @@ def _refusal(request: EngineRequest, report: Mapping[str, Any]) -> str:
     )
 
 
-def _check_types(request: EngineRequest, network: Mapping[str, Any]) -> None:
-    """Refuse what is not the frame contract, or not the precision that was asked for."""
+def _check_types(request: EngineRequest, network: Mapping[str, Any], islands: int) -> None:
+    """Refuse what is not the frame contract, or not the precision that was asked for.
+
+    Args:
+        request: what was asked for.
+        network: what TensorRT parsed.
+        islands: how many layers of a half-precision model may compute in float32.
+    """
     wrong = [
         f"{role} {port['name']} is {port['dtype']}"
         for role in ("inputs", "outputs")
@@ -260,10 +305,16 @@ def _check_types(request: EngineRequest, network: Mapping[str, Any]) -> None:
     if len(network["inputs"]) != 1 or len(network["outputs"]) != 1:
         wrong.append(f"{len(network['inputs'])} inputs, {len(network['outputs'])} outputs")
     wanted = _DTYPES.get(request.precision)
-    convolutions = [layer for layer in network["layers"] if layer["kind"] in _CONVOLUTIONS]
-    if wanted is not None and convolutions and not any(c["dtype"] == wanted for c in convolutions):
-        found = ", ".join(sorted({str(layer["dtype"]) for layer in convolutions}))
-        wrong.append(f"convolutions compute in {found}, not in {wanted}")
+    if wanted is not None:
+        others = [
+            layer
+            for layer in network["layers"]
+            if layer["kind"] in _CONVOLUTIONS and layer["dtype"] != wanted
+        ]
+        kept = sum(layer["count"] for layer in others if layer["dtype"] == "float")
+        if kept != sum(layer["count"] for layer in others) or kept > islands:
+            found = ", ".join(sorted({str(layer["dtype"]) for layer in others}))
+            wrong.append(f"convolutions compute in {found}, not in {wanted}")
     if request.precision == "int8" and not any(
         layer["kind"] == "dequantize" for layer in network["layers"]
     ):
@@ -277,7 +328,7 @@ def _check_types(request: EngineRequest, network: Mapping[str, Any]) -> None:
 
 def _keep(made: Path, place: Path) -> None:
     """Put the timing cache where the next build looks for it, whole or not at all."""
-    temporary = place.with_name(f".{place.name}.part")
+    temporary = place.with_name(f".{place.name}.{os.getpid()}.part")
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(made.read_bytes())
