@@ -165,15 +165,22 @@ class FakeTensorRt:
         self.contexts = 0
         """Execution contexts that are alive."""
         self.refusals: dict[str, str] = {}
-        """What a method logs when it refuses once: "deserialize", "create_context",
-        "set_input_shape" or "execute_async_v3"."""
+        """What a method logs when it refuses once: "runtime", "deserialize",
+        "create_runtime_config", "create_context", "set_input_shape", "device_memory_size",
+        "set_device_memory" or "execute_async_v3"."""
+        self.raised: dict[str, Exception] = {}
+        """What a method raises once instead; the same names."""
 
     def Runtime(self, logger: Logger) -> FakeRuntime:  # noqa: N802 - the library's name
         if not self.cuda.stack:
             raise MisuseError("a Runtime was made without a driver")
+        if self.refuses("runtime", logger):
+            raise TypeError("pybind11::init(): factory function returned nullptr")
         return FakeRtxRuntime(self, logger) if self.is_rtx else FakeRuntime(self, logger)
 
     def refuses(self, what: str, logger: Logger) -> bool:
+        if what in self.raised:
+            raise self.raised.pop(what)
         if what not in self.refusals:
             return False
         logger.log(Severity.ERROR, self.refusals.pop(what))
@@ -243,9 +250,11 @@ class FakeEngine:
     def get_tensor_profile_shape(self, name: str, number: int) -> list[tuple[int, ...]]:
         return [(1, *size, 3) for size in self.header["profiles"][number]]
 
-    def create_runtime_config(self) -> FakeRuntimeConfig:
+    def create_runtime_config(self) -> FakeRuntimeConfig | None:
         if not self.trt.is_rtx:
             raise MisuseError("full TensorRT has no such settings")
+        if self.trt.refuses("create_runtime_config", self.logger):
+            return None
         config = FakeRuntimeConfig(self.trt)
         self.trt.configs.append(config)
         return config
@@ -345,12 +354,18 @@ class FakeContext:
         return (1, self._shape[1] * scale, self._shape[2] * scale, 3)
 
     def update_device_memory_size_for_shapes(self) -> int:
-        if self._shape is None:
+        if self._shape is None or self.trt.refuses("device_memory_size", self.engine.logger):
             return 0
+        return self._needs()
+
+    def _needs(self) -> int:
+        assert self._shape is not None
         return self._shape[1] * self._shape[2] * self.trt.bytes_per_pixel
 
     def set_device_memory(self, address: int, size: int) -> None:
-        if size < self.update_device_memory_size_for_shapes() or address % 256:
+        if self.trt.refuses("set_device_memory", self.engine.logger):
+            return
+        if size < self._needs() or address % 256:
             raise MisuseError("the working memory is too small or not aligned")
         self._scratch = (address, size)
 

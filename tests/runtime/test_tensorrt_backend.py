@@ -729,6 +729,85 @@ def test_an_error_that_is_kept_keeps_nothing_on_the_gpu(
     assert caught.value.__traceback__ is not None  # it is still held, with every frame
 
 
+LOADING = ("runtime", "deserialize", "create_runtime_config")
+RUNNING = (
+    *("create_context", "set_input_shape", "device_memory_size", "set_device_memory"),
+    "execute_async_v3",
+)
+
+
+@pytest.mark.parametrize("what", LOADING)
+def test_what_the_library_refuses_or_raises_while_loading_leaves_nothing(
+    what: str, engines: Path, make_rig: MakeRig
+) -> None:
+    rig = make_rig()
+    rig.trt.refusals[what] = "Error Code 1:\n  Cuda Runtime (initialization error)"
+    with pytest.raises(tr.BackendError, match=r"tensorrt-rtx .*: Cuda Runtime \(initializat"):
+        rig.session(engines)
+    rig.trt.raised[what] = RuntimeError("no such\nsymbol")
+    with pytest.raises(tr.BackendError, match=r"tensorrt-rtx .*: no such symbol; exp") as caught:
+        rig.session(engines)
+    assert type(caught.value) is tr.BackendError
+    rig.trt.raised[what] = RuntimeError("CUDA error: out of memory")
+    with pytest.raises(tr.DeviceMemoryError, match="out of memory; close other programs"):
+        rig.session(engines)
+    assert rig.cuda.live() == {}
+    rig.session(engines).close()
+
+
+def test_a_library_that_does_not_start_leaves_the_frames_to_the_next_backend(
+    engines: Path, blocks: Path, make_rig: MakeRig, caplog: pytest.LogCaptureFixture
+) -> None:
+    rig = make_rig()
+    rig.trt.refusals["runtime"] = "CUDA initialization failure with error: 999"
+    frame = noise(16, 16)[0]
+    with rig.open(engines, (OnnxRuntimeCpu(),)) as model:
+        np.testing.assert_array_equal(model.process(frame), on_onnxruntime(blocks, frame))
+        reasons = [c.reason for c in model.explain().candidates if c.backend == "tensorrt-rtx"]
+    assert "did not start: CUDA initialization failure with error: 999; pybind11" in reasons[0]
+    assert "failed in the race" in caplog.text
+
+
+@pytest.mark.parametrize("what", RUNNING)
+def test_what_the_library_raises_on_a_frame_is_an_error_of_that_frame(
+    what: str, engines: Path, make_rig: MakeRig
+) -> None:
+    rig = make_rig()
+    session = rig.session(engines)
+    rig.trt.raised[what] = ValueError("Unable to cast\nthe argument")
+    with pytest.raises(tr.BackendError, match="Unable to cast the argument; export the") as caught:
+        run(session, noise(16, 16))
+    assert type(caught.value) is tr.BackendError
+    run(session, noise(16, 16))  # goes on
+    session.close()
+    assert rig.cuda.live() == {}
+
+
+@pytest.mark.parametrize("what", ["device_memory_size", "set_device_memory"])
+def test_working_memory_that_could_not_be_set_up_is_never_run_in(
+    what: str, engines: Path, blocks: Path, make_rig: MakeRig
+) -> None:
+    rig = make_rig()
+    session = rig.session(engines)
+    rig.trt.refusals[what] = "IExecutionContext: Error Code 3: API Usage Error"
+    with pytest.raises(tr.BackendError, match="cannot set up its working memory for frames of"):
+        run(session, noise(16, 16))
+    assert rig.trt.computed == []
+    frame = noise(16, 16)
+    np.testing.assert_array_equal(run(session, frame)[0], on_onnxruntime(blocks, frame[0]))
+    session.close()
+
+
+def test_an_engine_that_needs_no_working_memory_runs(
+    engines: Path, blocks: Path, make_rig: MakeRig
+) -> None:
+    rig = make_rig(bytes_per_pixel=0)
+    session = rig.session(engines)
+    frame = noise(16, 16)
+    np.testing.assert_array_equal(run(session, frame)[0], on_onnxruntime(blocks, frame[0]))
+    session.close()
+
+
 def test_a_lost_gpu_is_lost_for_good_and_closed_in_peace(engines: Path, make_rig: MakeRig) -> None:
     rig = make_rig()
     session = rig.session(engines)

@@ -76,7 +76,12 @@ class KernelCache:
         """Write what was compiled since; not being able to write it is no error."""
         if not self._writable:
             return
-        kernels = bytes(self.cache.serialize() or b"")
+        try:
+            kernels = bytes(self.cache.serialize() or b"")
+        except Exception as error:  # as in _accepts()
+            _log.info("the compiled kernels cannot be kept: %s", " ".join(str(error).split()))
+            self._writable = False
+            return
         digest = hashlib.sha256(kernels).digest()
         if not kernels or digest == self._saved:
             return

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Literal
 
 from topcoat.runtime._errors import (
@@ -13,6 +16,7 @@ from topcoat.runtime._errors import (
     DeviceLostError,
     DeviceMemoryError,
     FrameOutsideProfileError,
+    TopcoatError,
 )
 from topcoat.runtime.backends._cuda import Context, Device, Stream
 from topcoat.runtime.backends._kernel_cache import KernelCache, default_cache_folder
@@ -85,15 +89,20 @@ class Engine:
         self._profiles = info.profiles
         self._messages = _new_logger(module)
         self._kernels: KernelCache | None = None
+        self._runtime: Any = None
         self._config: Any = None
         self._engine: Any = None
         self.stream = Stream(context.driver)
         try:
-            self._runtime: Any = module.Runtime(self._messages)
-            self._engine = self._deserialize(model)
-            self._check_tensors()
+            with self.library("did not start"):
+                self._runtime = module.Runtime(self._messages)
+            with self.library(f"cannot load {variant.file}"):
+                self._engine = self._deserialize(model)
+            with self.library(f"cannot be asked about {variant.file}"):
+                self._check_tensors()
             if name == "tensorrt-rtx":
-                self._config = self._runtime_config(info, settings)
+                with self.library(f"does not take its settings for {variant.file}"):
+                    self._configure(info, settings)
         except BaseException:
             self.close()
             raise
@@ -132,16 +141,19 @@ class Engine:
         how = self._config
         if how is None:
             how = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        execution = self._engine.create_execution_context(how)
+        with self.library("made no execution context"):
+            execution = self._engine.create_execution_context(how)
         if execution is None:
             raise self.failure("made no execution context")
         try:
-            if not execution.set_optimization_profile_async(profile, self.stream.handle):
-                raise self.failure(f"refused profile {self._profiles[profile]}")
+            with self.library(f"refused profile {self._profiles[profile]}"):
+                if not execution.set_optimization_profile_async(profile, self.stream.handle):
+                    raise self.failure(f"refused profile {self._profiles[profile]}")
             self.stream.synchronize()
-            if not execution.set_input_shape(self.variant.input.name, shape):
-                raise self.failure(f"refused frames of shape {shape}")
-            made = tuple(execution.get_tensor_shape(self.variant.output.name))
+            with self.library(f"refused frames of shape {shape}"):
+                if not execution.set_input_shape(self.variant.input.name, shape):
+                    raise self.failure(f"refused frames of shape {shape}")
+                made = tuple(execution.get_tensor_shape(self.variant.output.name))
             if len(made) != 4 or made[0] != 1 or min(made) < 1:
                 raise self.failure(f"makes {made} of a frame of shape {shape}")
         except BaseException:
@@ -150,17 +162,40 @@ class Engine:
             raise
         return execution, made
 
-    def failure(self, what: str) -> BackendError:
-        """Return the error for something that the library refused, with what it logged."""
-        said = self._messages.drain()
+    def library(self, what: str, *, silent: bool = False) -> AbstractContextManager[None]:
+        """Make whatever the library raises in the block an error of ours.
+
+        Its bindings raise several built-ins, and a ``TypeError`` where something could not be made.
+
+        Args:
+            what: what it then failed at, as the error's text goes on after its name.
+            silent: whether the block calls what tells of a failure by its log alone, so that an
+                error in there is one.
+
+        Raises:
+            BackendError: it failed. A DeviceMemoryError or DeviceLostError where that is why.
+        """
+        if silent:
+            self._messages.drain()  # what was said of earlier matters
+        return _Guard(self, what, self._messages.errors if silent else ())
+
+    def failure(self, what: str, error: Exception | None = None) -> BackendError:
+        """Return the error for something that the library refused, with what it logged.
+
+        Args:
+            what: what that was.
+            error: what it raised, if it did.
+        """
+        raised = "" if error is None else _one_line(str(error)) or type(error).__name__
+        said = "; ".join(filter(None, (self._messages.drain(), raised)))
         text = f"{self.name} {what}{': ' + said if said else ''}"
         # The library reports the driver's errors as text; the driver still knows which it was.
         driver = self.context.driver
         code = driver.attempt("cuStreamSynchronize", self.stream.handle)
         if code and isinstance(lost := driver.error(code, "a frame"), DeviceLostError):
             return DeviceLostError(f"{lost}; {said}" if said else str(lost))
-        if _means_out_of_memory(said):
-            return DeviceMemoryError(text)
+        if isinstance(error, MemoryError) or _means_out_of_memory(said):
+            return DeviceMemoryError(f"{text}; close other programs that use the GPU")
         return BackendError(f"{text}; export the bundle again or choose another backend")
 
     def save_kernels(self) -> None:
@@ -192,11 +227,7 @@ class Engine:
                     self.variant.file,
                     device.name,
                 )
-        try:
-            engine = self._runtime.deserialize_cuda_engine(model)
-        except Exception as error:  # pybind turns its exceptions into several built-ins
-            said = self._messages.drain() or _one_line(str(error))
-            raise BackendError(f"{refused}: {said}; {advice}") from error
+        engine = self._runtime.deserialize_cuda_engine(model)
         if engine is None:
             said = self._messages.drain() or "it gives no reason"
             if _means_out_of_memory(said):
@@ -234,25 +265,29 @@ class Engine:
                 f" manifest.json says {said}; export the bundle again"
             )
 
-    def _runtime_config(self, info: EngineInfo, settings: EngineSettings) -> Any:  # noqa: ANN401 - an IRuntimeConfig
-        """Return how TensorRT for RTX is to run the engine."""
+    def _configure(self, info: EngineInfo, settings: EngineSettings) -> None:
+        """Set how TensorRT for RTX is to run the engine."""
         trt = self._trt
-        config = self._engine.create_runtime_config()
-        config.set_execution_context_allocation_strategy(
+        # No local name for it: an exception would keep it beyond close().
+        self._config = self._engine.create_runtime_config()
+        if self._config is None:
+            raise self.failure("made no runtime configuration")
+        self._config.set_execution_context_allocation_strategy(
             trt.ExecutionContextAllocationStrategy.USER_MANAGED
         )
-        config.dynamic_shapes_kernel_specialization_strategy = getattr(
+        self._config.dynamic_shapes_kernel_specialization_strategy = getattr(
             trt.DynamicShapesKernelSpecializationStrategy, settings.specialisation.upper()
         )
         lazy = settings.specialisation == "lazy"
-        config.cuda_graph_strategy = (
+        self._config.cuda_graph_strategy = (
             trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
             if lazy and settings.use_graph
             else trt.CudaGraphStrategy.DISABLED
         )
-        if settings.cache_folder is not None:
+        kernels = None if settings.cache_folder is None else self._config.create_runtime_cache()
+        if settings.cache_folder is not None and kernels is not None:  # slower without, no worse
             self._kernels = KernelCache(
-                config.create_runtime_cache(),
+                kernels,
                 settings.cache_folder,
                 info.key,
                 self.context.device,
@@ -260,8 +295,35 @@ class Engine:
             )
             if not self._kernels.read():
                 self._messages.drain()  # what is compiled anew is no error
-            config.set_runtime_cache(self._kernels.cache)
-        return config
+            self._config.set_runtime_cache(self._kernels.cache)
+
+
+class _Guard(AbstractContextManager[None]):
+    """See :meth:`Engine.library`.
+
+    Args:
+        engine: whose library may fail.
+        what: see there.
+        errors: what is logged in the block and counts as a failure.
+    """
+
+    def __init__(self, engine: Engine, what: str, errors: Sequence[str]) -> None:
+        self._engine = engine
+        self._what = what
+        self._errors = errors
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        # The frames of the traceback would keep the library's objects beyond close().
+        del trace
+        if isinstance(error, Exception) and not isinstance(error, TopcoatError):
+            raise self._engine.failure(self._what, error) from error.with_traceback(None)
+        if error is None and self._errors:
+            raise self._engine.failure(self._what)
 
 
 def _new_logger(module: Any) -> Any:  # noqa: ANN401 - a class made from a module without types
@@ -270,18 +332,18 @@ def _new_logger(module: Any) -> Any:  # noqa: ANN401 - a class made from a modul
     class Messages(module.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             module.ILogger.__init__(self)
-            self._errors: list[str] = []
+            self.errors: list[str] = []
 
         def log(self, severity: Any, message: str) -> None:  # noqa: ANN401 - an enumeration
             if severity in {module.ILogger.ERROR, module.ILogger.INTERNAL_ERROR}:
-                if len(self._errors) < _MESSAGES_KEPT:
-                    self._errors.append(_one_line(message))
+                if len(self.errors) < _MESSAGES_KEPT:
+                    self.errors.append(_one_line(message))
             elif severity == module.ILogger.WARNING:
                 _log.debug("%s: %s", module.__name__, message)
 
         def drain(self) -> str:
             """Return the errors since the last call, in one line."""
-            errors, self._errors = self._errors, []
+            errors, self.errors = self.errors, []
             return "; ".join(dict.fromkeys(errors))
 
     return Messages()

@@ -60,10 +60,15 @@ class Plan:
             self._execution, self.result_shape = engine.new_execution(profile, source_shape)
             self.source_bytes = math.prod(self.source_shape)
             self.result_bytes = math.prod(self.result_shape)
-            # Of this shape, not of the profile's largest; even if it is 0, an address is wanted.
-            size = max(int(self._execution.update_device_memory_size_for_shapes()), ALIGNMENT)
+            # Of this shape, not of the profile's largest. Both calls say in the log alone that they
+            # failed, the first beside a size of 0, with which the engine would write anywhere.
+            what = f"cannot set up its working memory for frames of shape {source_shape}"
+            with engine.library(what, silent=True):
+                size = int(self._execution.update_device_memory_size_for_shapes())
+            size = max(size, ALIGNMENT)  # even for none, an address is wanted
             self._scratch = DeviceMemory(self._driver, size)
-            self._execution.set_device_memory(self._scratch.handle, size)
+            with engine.library(what, silent=True):
+                self._execution.set_device_memory(self._scratch.handle, size)
         except BaseException:
             self.close()
             raise
@@ -132,8 +137,10 @@ class Plan:
         self._staging = None
 
     def _execute(self) -> None:
-        if not self._execution.execute_async_v3(self._stream):
-            raise self._engine.failure(f"failed on a frame of shape {self.source_shape}")
+        what = f"failed on a frame of shape {self.source_shape}"
+        with self._engine.library(what):
+            if not self._execution.execute_async_v3(self._stream):
+                raise self._engine.failure(what)
 
     def _bind(self, source: int, result: int) -> None:
         if self._bound == (source, result):
@@ -141,8 +148,9 @@ class Plan:
         self._bound = (0, 0)
         variant = self._engine.variant
         for name, address in ((variant.input.name, source), (variant.output.name, result)):
-            if not self._execution.set_tensor_address(name, address):
-                raise self._engine.failure(f"refused the address of {name!r}")
+            with self._engine.library(f"refused the address of {name!r}"):
+                if not self._execution.set_tensor_address(name, address):
+                    raise self._engine.failure(f"refused the address of {name!r}")
         self._bound = (source, result)
 
     def _remember(self, key: tuple[int, int], graph: Graph | None) -> None:
@@ -155,7 +163,8 @@ class Plan:
 
     def _may_be_captured(self) -> bool:
         asked = getattr(self._execution, "is_stream_capturable", None)
-        self._capture = asked is None or bool(asked(self._stream))
+        with self._engine.library("cannot say whether it may be captured"):
+            self._capture = asked is None or bool(asked(self._stream))
         if not self._capture:
             self._warn("the engine says that it cannot be captured as a CUDA graph")
         return self._capture
