@@ -38,6 +38,7 @@ from topcoat.export.engines import (
     key_of,
     parse_profile,
 )
+from topcoat.export.engines.reuse import Earlier, earlier_bundle
 from topcoat.export.onnx_from_checkpoint import Precision, onnx_from_network
 from topcoat.export.precision import PrecisionPlan
 from topcoat.export.sources import open_source
@@ -498,3 +499,46 @@ def test_wrong_engine_options_end_in_one_line_and_nothing_written(
     assert len(outcome.stderr.strip().splitlines()) == 1
     assert words in outcome.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+# ------------------------------------------------------------------------- what an addition keeps
+
+
+@pytest.fixture
+def with_islands(with_engine: ExportedBundle) -> Earlier:
+    """A bundle whose fp16 model keeps a layer in float32, and an engine that was built from it."""
+    found = earlier_bundle(with_engine.bundle)
+    assert found is not None
+    raw = json.loads(json.dumps(found.raw))
+    for variant in raw["variants"]:
+        if variant["precision"] == "fp16":
+            variant["keep_fp32"] = ["head"]
+    return replace(found, raw=raw)
+
+
+def test_half_precision_that_was_measured_once_stays_as_it_is(with_islands: Earlier) -> None:
+    plan = with_islands.united(PrecisionPlan(precisions=("fp32", "fp16")), measured=False)
+    assert plan.keep_fp32 == {"fp16": ("head",)}
+    assert with_islands.model("fp16", ("head",)) == with_islands.models["fp16"]
+
+
+def test_half_precision_that_is_measured_again_is_made_again(with_islands: Earlier) -> None:
+    plan = with_islands.united(PrecisionPlan(precisions=("fp32", "fp16")), measured=True)
+    assert plan.keep_fp32 == {}
+    assert with_islands.model("fp16", ()) is None
+    assert with_islands.model("fp32", ()) == with_islands.models["fp32"]
+
+
+def test_engines_of_a_model_that_changed_are_named_as_outdated(with_islands: Earlier) -> None:
+    (engine,) = with_islands.engines.values()
+    same = {"fp16": engine.model_sha256}
+    assert with_islands.others([], same) == ([engine], [])
+    assert with_islands.others([], {"fp16": "another"}) == ([], [engine])
+    assert with_islands.others([engine], {"fp16": "another"}) == ([], [])
+
+
+def test_int8_that_is_there_is_not_lost_when_something_else_is_asked_for(
+    with_islands: Earlier,
+) -> None:
+    held = replace(with_islands, models={**with_islands.models, "int8": b"a model"})
+    assert held.united(PrecisionPlan(precisions=("fp32",)), measured=False).int8
