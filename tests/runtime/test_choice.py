@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import topcoat.runtime as tr
-from topcoat.runtime._choice import choose
+from topcoat.runtime._choice import choose, list_candidates
 from topcoat.runtime.backends import Backend, Compute, Session, default_threads, find_backend
 from topcoat.runtime.bundle import Variant
 from topcoat.runtime.frames import Frame
@@ -205,6 +205,52 @@ def test_a_backend_without_a_parity_row_is_not_used(edit_manifest: Edit) -> None
     assert explanation.chosen is not None
     assert explanation.chosen.backend == "onnxruntime-cpu"
     assert "holds no parity check for it" in explanation.candidates[0].reason
+
+
+def gpu(**values: object) -> FakeBackend:
+    offers = (Compute(compute="fp32", device="sm89"),)
+    return FakeBackend(**({"name": "onnxruntime-cuda", "offers": offers} | values))  # type: ignore[arg-type]
+
+
+def test_a_gpu_that_only_lacks_its_parity_check_is_told_how_to_get_it(
+    blocks: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_choice(blocks, gpu(), FakeBackend())
+    list_candidates(tr.read_manifest(blocks), (gpu(), FakeBackend()))
+    first, second = [record.getMessage() for record in caplog.records]
+    assert first == second
+    assert "on this machine's sm89: onnxruntime-cuda fp32 [model.fp32.onnx]; run" in first
+    assert f"`topcoat verify {tr.read_manifest(blocks).folder}`" in first
+
+
+def _failed(manifest: dict[str, Any]) -> None:
+    row = {"backend": "onnxruntime-cuda", "compute": "fp32", "passed": False, "photographs": {}}
+    manifest["variants"][0]["parity"].append(row)
+
+
+@pytest.mark.parametrize(
+    ("backend", "how", "change"),
+    [
+        (gpu(absent="no driver"), {}, None),
+        (gpu(offers=(Compute(compute="fp32", device="sm89", obstacle="too old"),)), {}, None),
+        (gpu(offers=(Compute(compute="fp32", device="x", on_request="young"),)), {}, None),
+        (gpu(offers=(Compute(compute="bf16"),)), {}, None),
+        (gpu(), {}, _failed),
+        (gpu(), {"backend": "onnxruntime-cpu"}, None),
+        (gpu(), {"allow_unverified": True}, None),
+    ],
+    ids=["absent", "obstacle", "on request", "processor", "failed", "named", "allowed"],
+)
+@pytest.mark.filterwarnings("ignore::topcoat.runtime.UnverifiedWarning")
+def test_nothing_is_said_where_a_parity_check_would_not_help(
+    backend: FakeBackend,
+    how: dict[str, Any],
+    change: Callable[[dict[str, Any]], object] | None,
+    edit_manifest: Edit,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    run_choice(edit_manifest(change or (lambda _: None)), backend, FakeBackend(), **how)
+    assert caplog.records == []
 
 
 def test_a_backend_whose_parity_failed_is_not_used(edit_manifest: Edit) -> None:

@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 
 import topcoat.runtime as tr
+from tests.runtime.fake_tensorrt import Rig, make_engine_bundle
+from topcoat.runtime.backends.onnxruntime import OnnxRuntimeCpu
+from topcoat.runtime.cli.bench_latency import main as bench_latency
 from topcoat.runtime.cli.topcoat import main
 from topcoat.runtime.frames import Frame
 
@@ -383,6 +386,34 @@ def test_an_unverified_engine_is_used_only_with_a_loud_warning(
     assert "topcoat: warning: blocks runs on onnxruntime-cpu fp32 without a passed parity" in (
         capsys.readouterr().err
     )
+
+
+def test_an_engine_that_waits_for_its_verification_is_named(
+    photo: Path,
+    blocks: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "built").mkdir()
+    bundle = make_engine_bundle(blocks, tmp_path / "built", verified_on=None)
+    backends = (Rig().backend, OnnxRuntimeCpu())
+    said = (
+        ": warning: blocks: not used, for it was never compared with the network on this machine's"
+        f" sm89: tensorrt-rtx fp32 [tensorrt-rtx.fp32.engine]; run `topcoat verify {bundle}` here"
+    )
+    monkeypatch.setattr("topcoat.runtime.model.all_backends", lambda: backends)
+    run = ["run", str(photo), str(tmp_path / "o.png"), "--model", str(bundle), "--threads", "1"]
+    assert main(run) == 0
+    assert f"topcoat{said}" in capsys.readouterr().err
+
+    def stop(*_: object, **__: object) -> None:
+        raise tr.BackendError("measured enough")
+
+    monkeypatch.setattr("topcoat.runtime.backends.all_backends", lambda: backends)
+    monkeypatch.setattr("topcoat.runtime.report._measure.measure", stop)
+    assert bench_latency([str(bundle), "--threads", "1"]) == 2
+    assert f"bench-latency{said}" in capsys.readouterr().err
 
 
 # ----------------------------------------------------------------------------------- info, explain

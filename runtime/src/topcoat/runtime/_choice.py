@@ -77,6 +77,8 @@ def choose(
         fallback = backend == "auto"
     wish = _Wish(backend, precision, variant, allow_unverified, others=fallback)
     found = [entry for engine in backends for entry in _candidates(manifest, engine, wish)]
+    if backend == "auto":
+        _tell_unproved(manifest, found)
     explain = _Explainer(manifest, backend, precision, threads)
     usable = [entry for entry in found if entry.candidate.usable]
     asked = [entry for entry in usable if backend in {"auto", entry.engine.name}]
@@ -142,7 +144,10 @@ def list_candidates(
 ) -> list[Candidate]:
     """Return every way to run a bundle here with its verdict, without loading or timing any."""
     wish = _Wish(backend, precision, None, allow_unverified, others=False)
-    return [entry.candidate for engine in backends for entry in _candidates(manifest, engine, wish)]
+    found = [entry for engine in backends for entry in _candidates(manifest, engine, wish)]
+    if backend == "auto":
+        _tell_unproved(manifest, found)
+    return [entry.candidate for entry in found]
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +169,8 @@ class _Entry:
     candidate: Candidate
     engine: Backend
     source: Variant | None = None
+    unproved_on: str | None = None
+    """The device on which nothing but a missing parity check stands against it."""
 
     @property
     def profiles(self) -> tuple[Profile, ...]:
@@ -211,7 +218,8 @@ def _candidates(manifest: Manifest, engine: Backend, wish: _Wish) -> list[_Entry
             reason=reason or "usable",
             verified=verified,
         )
-        entries.append(_Entry(candidate, engine, variant))
+        unproved = row is None and reason == _no_check(offer)
+        entries.append(_Entry(candidate, engine, variant, offer.device if unproved else None))
     return entries or ruled_out("the bundle holds no model that it can run")
 
 
@@ -236,11 +244,32 @@ def _objection(
         return None
     if row is not None:
         return "its parity check failed"
+    return _no_check(offer)
+
+
+def _no_check(offer: Compute) -> str:
     on = f" on {offer.device}" if offer.device else ""
     return (
         f"the bundle holds no parity check for it{on}; run `topcoat verify` on this machine, or"
         " pass allow_unverified"
     )
+
+
+def _tell_unproved(manifest: Manifest, found: Sequence[_Entry]) -> None:
+    """Log which engines a GPU of this machine could run, had they been verified on it.
+
+    A log and no warning: what runs instead has passed, so there is no reason to stop a program.
+    """
+    unproved = [entry for entry in found if entry.unproved_on is not None]
+    if unproved:
+        _log.warning(
+            "%s: not used, for it was never compared with the network on this machine's %s: %s;"
+            " run `topcoat verify %s` here once",
+            manifest.name,
+            ", ".join(dict.fromkeys(str(entry.unproved_on) for entry in unproved)),
+            ", ".join(str(entry.candidate.engine) for entry in unproved),
+            manifest.folder,
+        )
 
 
 @dataclass(slots=True)
