@@ -330,14 +330,16 @@ def report_text(exported: "Exported") -> str:
         else:
             files = "photo.jpg styled.jpg" if exported.scale == 1 else "small.png large.png"
             command = f"topcoat run {files} --model {place}"
+        unproved = any(row.status == "not run" for row in rows)
+        verify = [f"  topcoat verify {place}   on the machine that is to run what this one cannot"]
         lines += [
             f"bundle: {place} ({task_words(exported.task, exported.scale)})",
             "next:",
+            *(verify if unproved and exported.engines else []),
             f"  {command}",
             f"  bench-latency {place}",
+            *(verify if unproved and not exported.engines else []),
         ]
-        if any(row.status == "not run" for row in rows):
-            lines.append(f"  topcoat verify {place}   on a machine that runs what this one cannot")
     return "\n".join(lines)
 
 
