@@ -22,7 +22,7 @@ from tests.export.conftest import (
 from topcoat.export import ParityReport, ParityRow, engines_for, onnx_from_network
 from topcoat.export.card import card_markdown, degradation_blur
 from topcoat.export.golden import golden
-from topcoat.export.onnx_from_checkpoint import Precision
+from topcoat.export.onnx_from_checkpoint import OUTPUT_NAMES, Precision
 from topcoat.export.parity import difference, reference_frame
 from topcoat.export.probes import Frame, ProbeFrame, bundled_photographs
 from topcoat.export.sources import source_from_checkpoint
@@ -280,7 +280,7 @@ def relabelled(checkpoint: Checkpoint, **changes: object) -> Checkpoint:
         ),
         (
             relabelled(sr_checkpoint("srcnn", 2), task="colouring"),
-            "this version exports style, super-resolution, texture; update topcoat-export",
+            f"this version exports {', '.join(OUTPUT_NAMES)}; update topcoat-export",
         ),
         (relabelled(tiny_checkpoint(), network_name="johnson-sr"), "do not fit its network"),
         (relabelled(sr_checkpoint("residual-sr", 2), network_name="espcn"), "update topcoat-train"),

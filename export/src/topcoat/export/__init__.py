@@ -17,13 +17,20 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from topcoat.export._errors import (
         BundleNameError,
+        EngineBuildError,
+        EngineLibraryError,
+        EngineRequestError,
         GraphError,
         OutputError,
         PhotographError,
+        PrecisionError,
+        QuantisationError,
+        SourceError,
         TopcoatError,
         WeightsError,
     )
     from topcoat.export.bundle_writer import Exported, export_bundle
+    from topcoat.export.engines import BuiltEngine, EngineRequest, build_engine, parse_profile
     from topcoat.export.onnx_from_checkpoint import onnx_from_network
     from topcoat.export.parity import (
         GATES,
@@ -38,13 +45,22 @@ if TYPE_CHECKING:
         engines_for,
         measure_parity,
     )
+    from topcoat.export.precision import Audit, PrecisionPlan, audit, plan_precisions
     from topcoat.export.probes import ProbeFrame, probe_frames
+    from topcoat.export.quantisation import calibration_frames, quantise
+    from topcoat.export.sources import Source, open_source, source_from_checkpoint
 
 __all__ = [
     "GATES",
+    "Audit",
+    "BuiltEngine",
     "BundleNameError",
     "Difference",
     "Engine",
+    "EngineBuildError",
+    "EngineLibraryError",
+    "EngineRequest",
+    "EngineRequestError",
     "Exported",
     "Flatness",
     "Gate",
@@ -54,27 +70,47 @@ __all__ = [
     "ParityReport",
     "ParityRow",
     "PhotographError",
+    "PrecisionError",
+    "PrecisionPlan",
     "ProbeFrame",
+    "QuantisationError",
+    "Source",
+    "SourceError",
     "TopcoatError",
     "WeightsError",
+    "audit",
+    "build_engine",
+    "calibration_frames",
     "difference",
     "engines_for",
     "export_bundle",
     "measure_parity",
     "onnx_from_network",
+    "open_source",
+    "parse_profile",
+    "plan_precisions",
     "probe_frames",
+    "quantise",
+    "source_from_checkpoint",
 ]
 
 _MODULES = {
     "_errors": (
         "BundleNameError",
+        "EngineBuildError",
+        "EngineLibraryError",
+        "EngineRequestError",
         "GraphError",
         "OutputError",
         "PhotographError",
+        "PrecisionError",
+        "QuantisationError",
+        "SourceError",
         "TopcoatError",
         "WeightsError",
     ),
     "bundle_writer": ("Exported", "export_bundle"),
+    "engines": ("BuiltEngine", "EngineRequest", "build_engine", "parse_profile"),
     "onnx_from_checkpoint": ("onnx_from_network",),
     "parity": (
         "GATES",
@@ -89,7 +125,10 @@ _MODULES = {
         "engines_for",
         "measure_parity",
     ),
+    "precision": ("Audit", "PrecisionPlan", "audit", "plan_precisions"),
     "probes": ("ProbeFrame", "probe_frames"),
+    "quantisation": ("calibration_frames", "quantise"),
+    "sources": ("Source", "open_source", "source_from_checkpoint"),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 

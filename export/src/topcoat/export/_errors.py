@@ -35,3 +35,15 @@ class EngineLibraryError(TopcoatError, RuntimeError):
 
 class EngineBuildError(TopcoatError, RuntimeError):
     """A library refused to build an engine from a model; the text holds every reason it gave."""
+
+
+class SourceError(TopcoatError, ValueError):
+    """A file holds no network that can become a bundle."""
+
+
+class PrecisionError(TopcoatError, ValueError):
+    """A precision was asked for that the network does not bear."""
+
+
+class QuantisationError(TopcoatError, ValueError):
+    """A network's picture does not bear 8-bit arithmetic, or the graph has none to quantise."""

@@ -54,7 +54,9 @@ __all__ = [
     "TorchReference",
     "difference",
     "engines_for",
+    "frames_of_planes",
     "measure_parity",
+    "planes_of_frames",
     "reference_frame",
     "summary",
 ]
@@ -141,17 +143,42 @@ def reference_frame(network: FrameNetwork, frame: Frame) -> Frame:
     return result if frame.ndim == 4 else result[0]
 
 
+def planes_of_frames(frame: Frame, network: FrameNetwork) -> Tensor:
+    """Lay a frame out as a network reads it, made up at the bottom and right to a size it takes.
+
+    Args:
+        frame: (H, W, 3) or (N, H, W, 3), uint8, of any size.
+        network: whose ``size_multiple`` and ``size_min`` count.
+
+    Returns:
+        (N, 3, H', W'), float32, 0 to 255. What is added repeats the frame's last row and column.
+    """
+    batch = torch.tensor(frame, dtype=torch.float32)
+    planes = (batch if frame.ndim == 4 else batch[None]).permute(0, 3, 1, 2)  # (N, 3, H, W)
+    multiple, least = network.size_multiple, network.size_min
+    down, right = (
+        max(least, math.ceil(side / multiple) * multiple) - side for side in planes.shape[2:]
+    )
+    return F.pad(planes, (0, right, 0, down), mode="replicate")
+
+
+def frames_of_planes(planes: Tensor, frame: Frame, scale: int) -> Tensor:
+    """Lay out what a network made of :func:`planes_of_frames`, without what that had added.
+
+    Args:
+        planes: (N, 3, H'*scale, W'*scale), of any range.
+        frame: what went in, (H, W, 3) or (N, H, W, 3).
+        scale: output pixels per input pixel, along each axis.
+
+    Returns:
+        (N, H*scale, W*scale, 3), a view of ``planes``.
+    """
+    height, width = (side * scale for side in frame.shape[-3:-1])
+    return planes[:, :, :height, :width].permute(0, 2, 3, 1)
+
+
 def _answer(network: FrameNetwork, frame: Frame) -> Tensor:
     """(H, W, 3) or (N, H, W, 3), uint8 -> (N, H*scale, W*scale, 3), 0 to 255, not rounded."""
-    batch = torch.tensor(frame, dtype=torch.float32) / 255
-    planes = (batch if frame.ndim == 4 else batch[None]).permute(0, 3, 1, 2)  # (N, 3, H, W)
-    height, width = planes.shape[2:]
-    multiple, least, scale = network.size_multiple, network.size_min, network.scale
-    down, right = (
-        max(least, math.ceil(side / multiple) * multiple) - side for side in (height, width)
-    )
     with torch.inference_mode():
-        styled = network(F.pad(planes, (0, right, 0, down), mode="replicate"))
-    styled = styled[:, :, : height * scale, : width * scale]
-    answer: Tensor = (styled.clamp(0, 1) * 255).permute(0, 2, 3, 1)
-    return answer
+        planes = network(planes_of_frames(frame, network) / 255)
+        return frames_of_planes(planes, frame, network.scale).clamp(0, 1) * 255

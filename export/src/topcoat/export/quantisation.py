@@ -25,7 +25,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 import numpy as np
 import onnx
 
-from topcoat.export._errors import TopcoatError
+from topcoat.export._errors import QuantisationError
 from topcoat.export._threads import half_the_cores
 from topcoat.export.probes import (
     Frame,
@@ -46,6 +46,20 @@ from topcoat.runtime.parity import (
     synthetic_frames,
 )
 
+__all__ = [
+    "LEAST_SHARE",
+    "METHODS",
+    "MOST_FRAMES",
+    "Convolution",
+    "Method",
+    "QuantisationError",
+    "QuantisationReport",
+    "Quantised",
+    "Sizes",
+    "calibration_frames",
+    "quantise",
+]
+
 Method: TypeAlias = Literal["MinMax", "Percentile", "Entropy"]
 """How a scale is found, in the words of ``onnxruntime.quantization.CalibrationMethod``."""
 
@@ -59,10 +73,6 @@ _SIDE = 256
 _PIECE = 160
 """Side of the pieces on which single convolutions are measured, in output pixels."""
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
-
-
-class QuantisationError(TopcoatError, ValueError):
-    """A network's picture does not bear 8-bit arithmetic, or the graph has none to quantise."""
 
 
 class Sizes(Protocol):

@@ -6,13 +6,11 @@ from typing import Any, Protocol
 
 import onnx
 
-from topcoat.export._errors import TopcoatError
+from topcoat.export._errors import SourceError
 from topcoat.export.onnx_from_checkpoint import Precision, onnx_from_network
 from topcoat.train.networks import FrameNetwork
 
-
-class SourceError(TopcoatError, ValueError):
-    """A file holds no network that can become a bundle."""
+__all__ = ["Source", "SourceError", "ToOnnx", "to_onnx_of"]
 
 
 class ToOnnx(Protocol):
