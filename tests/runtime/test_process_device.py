@@ -9,7 +9,7 @@ import pytest
 
 import topcoat.runtime as tr
 from tests.runtime.fake_tensorrt import Rig, make_engine_bundle
-from tests.runtime.test_device_frames import CudaArray, put
+from tests.runtime.test_device_frames import CudaArray, DlpackArray, put
 from topcoat.runtime.backends.onnxruntime import OnnxRuntimeCpu
 
 Frame = npt.NDArray[np.uint8]
@@ -39,6 +39,39 @@ def test_a_frame_on_the_gpu_gives_the_picture_of_one_on_the_host(
         np.testing.assert_array_equal(styled, on_the_cpu(blocks, frame))
     assert rig.cuda.calls["cuMemcpyDtoHAsync_v2"] == 0
     assert rig.cuda.calls["cuMemcpyHtoDAsync_v2"] == 0
+
+
+class OnlyInterface:
+    """What an application hands over that knows its memory and nothing else."""
+
+    def __init__(self, array: CudaArray) -> None:
+        self.__cuda_array_interface__ = array.__cuda_array_interface__
+
+
+class OnlyDlpack:
+    def __init__(self, array: DlpackArray) -> None:
+        self.__dlpack__ = array.__dlpack__
+        self.__dlpack_device__ = array.__dlpack_device__
+
+
+@pytest.mark.parametrize("how", ["interface", "dlpack"])
+def test_an_array_that_speaks_its_protocol_alone_is_enough(
+    how: str, rig: Rig, tmp_path: Path, blocks: Path
+) -> None:
+    shape = (17, 23, 3)
+    frame = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+    source, result = put(rig.cuda, frame), rig.cuda.allocate(frame.nbytes)
+    given, made = (
+        OnlyInterface(CudaArray(address, shape))
+        if how == "interface"
+        else OnlyDlpack(DlpackArray(address, shape))
+        for address in (source, result)
+    )
+    assert not hasattr(given, "shape")
+    with rig.open(make_engine_bundle(blocks, tmp_path), backend="tensorrt-rtx") as model:
+        model.process_device(given, made)
+        styled = rig.cuda.view(result, frame.nbytes).reshape(shape)
+        np.testing.assert_array_equal(styled, on_the_cpu(blocks, frame))
 
 
 def test_an_engine_of_the_host_says_that_it_cannot(blocks: Path) -> None:
@@ -78,7 +111,7 @@ def test_a_frame_of_another_shape_is_refused(
 def test_something_without_a_shape_is_refused(rig: Rig, tmp_path: Path, blocks: Path) -> None:
     with (
         rig.open(make_engine_bundle(blocks, tmp_path), backend="tensorrt-rtx") as model,
-        pytest.raises(tr.FrameError, match="the frame is bytes of shape None"),
+        pytest.raises(tr.FrameError, match=r"the frame is bytes of no known shape: .* use pro"),
     ):
         model.process_device(b"pixels", CudaArray(8192))
 

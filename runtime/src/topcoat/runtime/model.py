@@ -31,6 +31,7 @@ from topcoat.runtime._textures import (
     noise_frame,
 )
 from topcoat.runtime.backends import DeviceSession, Session, all_backends, default_threads
+from topcoat.runtime.backends._device_arrays import device_array
 from topcoat.runtime.bundle import TEXTURE, Manifest, read_manifest
 from topcoat.runtime.frames import Frame, PadBuffers, allocate, check_frame, check_out, fit_size
 
@@ -444,6 +445,13 @@ class Model:
 def _device_size(frame: object) -> FrameSize:
     """Return (batch, height, width) of a frame in device memory, which engines check further."""
     shape = getattr(frame, "shape", None)
+    if shape is None:
+        try:
+            shape = device_array(frame).shape
+        except FrameError as error:
+            raise FrameError(
+                f"the frame is {type(frame).__name__} of no known shape: {error}"
+            ) from error
     try:
         sides = tuple(operator.index(side) for side in shape or ())
     except TypeError:
