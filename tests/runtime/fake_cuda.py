@@ -501,6 +501,12 @@ class FakeCuda:
 
         self.enqueue(stream or 1, pass_by)
 
+    @exported("cuEventQuery", c_void_p)
+    def event_query(self, event: int) -> None:
+        mark = self._event(event).mark
+        if mark is not None and not mark.done:
+            raise RefusalError(NOT_READY)
+
     @exported("cuEventSynchronize", c_void_p)
     def event_synchronize(self, event: int) -> None:
         mark = self._event(event).mark

@@ -13,8 +13,9 @@ import numpy.typing as npt
 import pytest
 
 import topcoat.runtime as tr
-from tests.runtime.fake_cuda import OUT_OF_MEMORY, FakeCuda
+from tests.runtime.fake_cuda import INVALID_VALUE, OUT_OF_MEMORY, FakeCuda
 from tests.runtime.fake_tensorrt import Rig, make_engine_bundle
+from topcoat.runtime.backends import _device_padding
 from topcoat.runtime.backends._device_arrays import device_array
 from topcoat.runtime.backends.tensorrt import TensorRtSession
 
@@ -353,6 +354,67 @@ def test_a_batch_is_run_frame_by_frame(rig: Rig, session: TensorRtSession, block
     assert rig.cuda.calls["cuMemcpyDtoHAsync_v2"] == 0
 
 
+@pytest.mark.parametrize("buffers", [3, 8, 9, 40])
+def test_however_many_buffers_take_turns_their_frames_end_in_graphs(
+    buffers: int,
+    rig: Rig,
+    session: TensorRtSession,
+    blocks: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    pairs = [(put(rig.cuda, noise(i)), rig.cuda.allocate(BYTES)) for i in range(buffers)]
+    for _ in range(6):
+        for source, result in pairs:
+            session.run_device(CudaArray(source), CudaArray(result))
+    for number, (_, result) in enumerate(pairs):
+        made = rig.cuda.view(result, BYTES).reshape(SHAPE)
+        np.testing.assert_array_equal(made, expected(blocks, noise(number)))
+    before = len(rig.trt.executions)
+    for source, result in pairs:
+        session.run_device(CudaArray(source), CudaArray(result))
+    assert len(rig.trt.executions) == before  # nothing kernel by kernel any more
+    said = ["come from ever other buffers" in record.message for record in caplog.records]
+    assert said == ([True] if buffers > 8 else [])
+    assert rig.cuda.live()["executables"] <= 8
+
+
+@pytest.mark.parametrize("batch", [2, 4, 5, 12])
+def test_a_batch_of_any_size_ends_in_graphs(
+    batch: int, rig: Rig, session: TensorRtSession, tmp_path: Path, blocks: Path
+) -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (batch, 16, 16, 3)).astype(np.uint8)
+    shape = frames.shape  # each frame takes 768 bytes, so that all are aligned
+    pairs = [(put(rig.cuda, frames), rig.cuda.allocate(frames.nbytes)) for _ in range(2)]
+    for _ in range(3):
+        before = len(rig.trt.executions)
+        for source, result in pairs:
+            session.run_device(CudaArray(source, shape), CudaArray(result, shape))
+            made = rig.cuda.view(result, frames.nbytes).reshape(shape)
+            np.testing.assert_array_equal(made, expected(blocks, frames))
+    assert len(rig.trt.executions) == before
+
+
+def test_a_call_that_returns_at_once_never_waits_for_a_graph_that_has_to_go(
+    rig: Rig, session: TensorRtSession
+) -> None:
+    mine = user_stream(rig)
+    pairs = [(rig.cuda.allocate(BYTES), rig.cuda.allocate(BYTES)) for _ in range(20)]
+    session.run_device(CudaArray(pairs[0][0]), CudaArray(pairs[0][1]))
+    waited = rig.cuda.calls["cuStreamSynchronize"]
+    for source, result in pairs:
+        for _ in range(2):  # the second time makes a graph
+            session.run_device(CudaArray(source), CudaArray(result), mine)
+    assert rig.cuda.calls["cuStreamSynchronize"] == waited
+    assert rig.trt.computed == [(1, *SHAPE)]  # all the rest, graphs included, is yet to run
+    assert rig.cuda.live()["executables"] == 20
+    rig.cuda.synchronize(mine)
+    assert len(rig.trt.computed) == 41
+    source, result = rig.cuda.allocate(BYTES), rig.cuda.allocate(BYTES)
+    session.run_device(CudaArray(source), CudaArray(result))
+    assert rig.cuda.live()["executables"] <= 9
+    del rig.cuda.streams[mine]
+
+
 def test_device_and_host_frames_take_turns(
     rig: Rig, session: TensorRtSession, blocks: Path
 ) -> None:
@@ -467,6 +529,26 @@ def test_frames_of_any_size_are_padded_and_cropped_on_the_gpu(
         np.testing.assert_array_equal(styled, expected(blocks, frames))
     assert (rig.cuda.view(result + frames.nbytes, 64) == 0xCD).all()  # nothing beyond the result
     assert rig.cuda.calls["cuMemcpyDtoHAsync_v2"] == 0
+
+
+def test_a_driver_that_refuses_the_pitch_is_given_the_rows_one_by_one(
+    rig: Rig, session: TensorRtSession, blocks: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _device_padding._tell_once.cache_clear()
+    frame = np.random.default_rng(0).integers(0, 256, (15, 22, 3)).astype(np.uint8)
+    source, result = put(rig.cuda, frame), rig.cuda.allocate(frame.nbytes)
+    given, made = CudaArray(source, frame.shape), CudaArray(result, frame.shape)
+    for call in range(4):  # the frame, two columns beside it, and the result
+        rig.cuda.fail("cuMemcpy2DAsync_v2", INVALID_VALUE, after=call)
+    session.run_device(given, made, padded=(16, 24))
+    assert rig.cuda.calls["cuMemcpy2DAsync_v2"] == 4
+    assert ["one by one" in record.message for record in caplog.records] == [True]
+    styled = rig.cuda.view(result, frame.nbytes).reshape(frame.shape)
+    np.testing.assert_array_equal(styled, expected(blocks, frame))
+    rig.cuda.fail("cuMemcpy2DAsync_v2", OUT_OF_MEMORY)
+    rig.cuda.fail("cuMemcpy2DAsync_v2", OUT_OF_MEMORY, after=1)
+    with pytest.raises(tr.DeviceMemoryError):  # any other error is one
+        session.run_device(given, made, padded=(16, 24))
 
 
 def test_enlarged_frames_are_cropped_at_their_own_scale(tmp_path: Path, rig: Rig) -> None:

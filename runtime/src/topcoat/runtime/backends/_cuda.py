@@ -36,6 +36,7 @@ _OUT_OF_MEMORY = 2
 _NOT_INITIALIZED = 3
 _DEVICE_UNAVAILABLE = 46
 _NO_DEVICE = 100
+_NOT_READY = 600
 # After one of these the driver answers every call of the process with an error.
 _STICKY = frozenset({4, 46, 214, 220, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 721, 999})
 
@@ -84,6 +85,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "cuGraphDestroy": (c_void_p,),
     "cuEventCreate": (_handle, c_uint),
     "cuEventRecord": (c_void_p, c_void_p),
+    "cuEventQuery": (c_void_p,),
     "cuEventSynchronize": (c_void_p,),
     "cuEventElapsedTime": (POINTER(c_float), c_void_p, c_void_p),
     "cuEventDestroy_v2": (c_void_p,),
@@ -478,6 +480,13 @@ class Event(_Owned):
     def record(self, stream: int) -> None:
         """Put the event into a queue, given by its handle."""
         self.driver.call("cuEventRecord", self.handle, stream)
+
+    def is_over(self) -> bool:
+        """Return whether the queue has got past it; does not wait."""
+        code = self.driver.attempt("cuEventQuery", self.handle)
+        if code not in {0, _NOT_READY}:
+            raise self.driver.error(code, "cuEventQuery")
+        return code == 0
 
     def milliseconds_since(self, earlier: Event) -> float:
         """Return the time between two events that are over and were made with ``timing``."""

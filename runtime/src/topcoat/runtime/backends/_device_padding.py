@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import functools
+import logging
 from ctypes import Structure, byref, c_int, c_size_t, c_uint64, c_void_p
 
 from topcoat.runtime.backends._cuda import Driver
 
 _DEVICE = 2  # CU_MEMORYTYPE_DEVICE
+_INVALID_VALUE = 1
+
+_log = logging.getLogger("topcoat.runtime")
 
 
 class _Copy2D(Structure):
@@ -103,4 +108,20 @@ def _copy(
         width=width,
         height=height,
     )
-    driver.call("cuMemcpy2DAsync_v2", byref(copy), stream)
+    code = driver.attempt("cuMemcpy2DAsync_v2", byref(copy), stream)
+    if code == _INVALID_VALUE:
+        # The driver may refuse pitches that are not those of its own cuMemAllocPitch.
+        _tell_once()
+        for row in range(height):
+            to, of = target + row * target_pitch, source + row * source_pitch
+            driver.call("cuMemcpyDtoDAsync_v2", to, of, width, stream)
+    elif code:
+        raise driver.error(code, "cuMemcpy2DAsync_v2")
+
+
+@functools.cache
+def _tell_once() -> None:
+    _log.warning(
+        "the NVIDIA driver refuses to copy several rows of a frame at once; they are copied one by"
+        " one, which takes the host longer: give frames of a size that the network takes"
+    )

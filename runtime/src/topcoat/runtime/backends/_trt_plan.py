@@ -11,7 +11,14 @@ from typing import Any
 import numpy as np
 
 from topcoat.runtime._errors import BackendError, DeviceLostError, DeviceMemoryError
-from topcoat.runtime.backends._cuda import Context, DeviceMemory, Driver, Graph, PinnedMemory
+from topcoat.runtime.backends._cuda import (
+    Context,
+    DeviceMemory,
+    Driver,
+    Event,
+    Graph,
+    PinnedMemory,
+)
 from topcoat.runtime.backends._trt_engine import Engine
 from topcoat.runtime.frames import Frame
 
@@ -19,7 +26,8 @@ ALIGNMENT = 256
 """TensorRT reads and writes tensors at multiples of this many bytes."""
 
 _GRAPHS_KEPT = 8
-"""Pairs of addresses whose graph a frame size keeps: an application rotates a few buffers."""
+"""Pairs of addresses whose graph a frame size keeps: an application rotates a few buffers. What
+comes from more of them is copied into the one pair of :class:`Staging`, which has its graph."""
 
 _UNKNOWN = object()
 """Stands for a pair of addresses that was never run."""
@@ -50,6 +58,10 @@ class Plan:
         self._scratch: DeviceMemory | None = None
         self._staging: Staging | None = None
         self._graphs: OrderedDict[tuple[int, int], Graph | None] = OrderedDict()
+        self._retired: list[tuple[Graph, Event]] = []
+        """Graphs that may be running for the last time, each with the moment when it is over."""
+        self._strangers = 0
+        """Pairs that made room for others before they came a second time."""
         self._bound = (0, 0)
         self._capture = use_graph and not engine.captures_itself
         self.source_shape = source_shape
@@ -89,6 +101,23 @@ class Plan:
         """Return whether this pair of addresses was run lately."""
         return (source, result) in self._graphs
 
+    def takes(self, source: int, result: int, batch: int) -> bool:
+        """Return whether a frame is best run where it lies; if not, in the staging buffers.
+
+        Args:
+            source: address of the frame on the GPU.
+            result: likewise.
+            batch: how many frames were given at once, each with a pair of addresses of its own.
+        """
+        if source % ALIGNMENT or result % ALIGNMENT:
+            return False
+        if not self._capture:
+            return True
+        # Two batches that take turns must find their graphs again.
+        return 2 * batch <= _GRAPHS_KEPT and (
+            self._strangers < _GRAPHS_KEPT or self.knows(source, result)
+        )
+
     def enqueue(self, source: int, result: int) -> None:
         """Queue the engine's work on one frame: kernel by kernel at first, then as a graph.
 
@@ -102,6 +131,7 @@ class Plan:
             self._graphs.move_to_end(key)
             known.launch(self._stream)
             return
+        self._free_retired()
         self._bind(source, result)
         if known is _UNKNOWN or not self._capture:
             # TensorRT finishes setting up while it runs; only then can its work be captured.
@@ -130,6 +160,10 @@ class Plan:
             if graph is not None:
                 graph.close()
         self._graphs.clear()
+        for graph, over in self._retired:
+            graph.close()
+            over.close()
+        self._retired.clear()
         self._execution = None  # before the memory that it works in
         for owned in (self._scratch, self._staging):
             if owned is not None:
@@ -156,10 +190,31 @@ class Plan:
     def _remember(self, key: tuple[int, int], graph: Graph | None) -> None:
         self._graphs[key] = graph
         if len(self._graphs) > _GRAPHS_KEPT:
-            _, oldest = self._graphs.popitem(last=False)
-            if oldest is not None:
-                self._engine.stream.synchronize()  # it may still be running
-                oldest.close()
+            oldest, running = next(iter(self._graphs.items()))
+            if running is not None:
+                over = Event(self._driver)  # before anything is given up
+                self._retired.append((running, over))
+                del self._graphs[oldest]
+                over.record(self._stream)
+                return
+            del self._graphs[oldest]
+            self._strangers += 1
+            if self._strangers == _GRAPHS_KEPT and self._capture:
+                _log.warning(
+                    "%s: frames of shape %s come from ever other buffers on the GPU, and a CUDA"
+                    " graph is kept for %d pairs of them; from now on they are copied into buffers"
+                    " of the engine first: use a few buffers again and again to avoid that",
+                    self._engine.name,
+                    self.source_shape,
+                    _GRAPHS_KEPT,
+                )
+
+    def _free_retired(self) -> None:
+        """Free the graphs that are not running any more, without waiting for the others."""
+        while self._retired and self._retired[0][1].is_over():
+            graph, over = self._retired.pop(0)
+            graph.close()
+            over.close()
 
     def _may_be_captured(self) -> bool:
         asked = getattr(self._execution, "is_stream_capturable", None)

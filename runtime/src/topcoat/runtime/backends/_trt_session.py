@@ -22,7 +22,7 @@ from topcoat.runtime.backends._cuda import Context, Event, PinnedArray
 from topcoat.runtime.backends._device_arrays import DeviceArray, device_array
 from topcoat.runtime.backends._device_padding import crop_on_device, pad_on_device
 from topcoat.runtime.backends._trt_engine import Engine, EngineSettings
-from topcoat.runtime.backends._trt_plan import ALIGNMENT, Plan
+from topcoat.runtime.backends._trt_plan import Plan
 from topcoat.runtime.bundle import EngineInfo, Variant
 from topcoat.runtime.frames import Frame
 
@@ -207,6 +207,7 @@ class TensorRtSession:
                         made.pointer + number * math.prod(wanted[1:]),
                         (shape[1], shape[2]),
                         (wanted[1], wanted[2]),
+                        shape[0],
                     )
 
             for awaited in {stream, given.stream, made.stream}:
@@ -304,12 +305,13 @@ class TensorRtSession:
         result: int,
         size: tuple[int, int],
         result_size: tuple[int, int],
+        batch: int,
     ) -> None:
-        """Queue one frame of the GPU's memory."""
+        """Queue one frame of the GPU's memory, of a batch of so many."""
         _, height, width, channels = plan.source_shape
         _, made_height, made_width, _ = plan.result_shape
         fits = size == (height, width)
-        if fits and source % ALIGNMENT == 0 and result % ALIGNMENT == 0:
+        if fits and plan.takes(source, result, batch):
             plan.enqueue(source, result)
             return
         driver, stream, staging = self._driver, self._stream.handle, plan.staging
