@@ -520,6 +520,7 @@ def make_engine_bundle(
     version: str | None = None,
     targets: tuple[str, ...] = ("sm89",),
     driver: str | None = None,
+    platform: str | None = None,
     profiles: tuple[Sizes, ...] = (ANY,),
     verified_on: str | None = "sm89",
     engine: Callable[[bytes], bytes] = lambda data: data,
@@ -536,6 +537,7 @@ def make_engine_bundle(
         version: of the library that built it; None takes the one that the fake has.
         targets: GPU generations that it was built for.
         driver: major version of the driver that it was built with.
+        platform: the system that it is for; None for any.
         profiles: the frame sizes that it takes.
         verified_on: the device of a passed parity row, or None for no row.
         engine: changes the engine's bytes before they are written, e.g. to damage them.
@@ -578,6 +580,7 @@ def make_engine_bundle(
             "version": version,
             "targets": list(targets),
             "driver": driver,
+            **({} if platform is None else {"platform": platform}),
             "profiles": [
                 dict(zip(("min", "opt", "max"), sizes, strict=True)) for sizes in profiles
             ],

@@ -350,6 +350,7 @@ def test_an_engine_says_what_it_was_built_for(edit_manifest: Edit) -> None:
         ({"profiles": [{"min": [4, 4], "opt": [2, 8], "max": [8, 8]}]}, "between min and max"),
         ({"key": "abc"}, "64 lower-case"),
         ({"driver": 580}, "engine.driver is 580"),
+        ({"platform": ["linux"]}, "engine.platform is"),
     ],
 )
 def test_an_engine_entry_that_makes_no_sense_is_refused(

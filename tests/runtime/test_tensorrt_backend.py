@@ -32,6 +32,7 @@ from topcoat.runtime.backends._kernel_cache import default_cache_folder
 from topcoat.runtime.backends._trt_engine import Specialisation
 from topcoat.runtime.backends.onnxruntime import OnnxRuntimeCpu
 from topcoat.runtime.backends.tensorrt import EngineSettings, TensorRt, TensorRtSession
+from topcoat.runtime.bundle import this_platform
 
 Frame = npt.NDArray[np.uint8]
 MakeRig = Callable[..., Rig]
@@ -413,6 +414,12 @@ def test_an_engine_for_this_machine_has_no_obstacle(engines: Path, make_rig: Mak
             "it was built with driver 570, here is 580.95.05; build it",
         ),
         (
+            "tensorrt",
+            {"platform": "plan9-mips"},
+            {},
+            f"it was built for plan9-mips, here is {this_platform()}; build it for this machine",
+        ),
+        (
             "tensorrt-rtx",
             {"precision": "bf16", "targets": ("sm75",)},
             {"cuda": FakeCuda(capability=(7, 5))},
@@ -438,6 +445,14 @@ def test_an_engine_of_elsewhere_is_refused_with_what_to_do(
         fakes.session(made)
     assert said in str(caught.value)
     assert fakes.cuda.live() == {}
+
+
+@pytest.mark.parametrize("platform", [None, this_platform()])
+def test_an_engine_for_this_system_or_for_any_has_no_obstacle(
+    platform: str | None, tmp_path: Path, blocks: Path, make_rig: MakeRig
+) -> None:
+    made = make_engine_bundle(blocks, tmp_path, kind="tensorrt", platform=platform)
+    assert obstacle(make_rig("tensorrt"), made) is None
 
 
 @pytest.mark.parametrize(("driver", "here"), [(None, "580.95.05"), ("580", None), ("580", "580.1")])
@@ -590,7 +605,7 @@ def test_many_buffers_of_an_application_keep_a_bounded_number_of_graphs(
         given, made = (FakeArray(rig, rig.cuda.allocate(768)) for _ in range(2))
         for _ in range(2):
             session.run_device(given, made)
-    assert rig.cuda.live()["executables"] <= 8
+    assert rig.cuda.live()["executables"] <= 8 + 1  # the last to go may still be running
     session.close()
     assert rig.cuda.live() == {"memory": 40}
 

@@ -21,7 +21,7 @@ from topcoat.runtime.backends import Compute
 from topcoat.runtime.backends._cuda import Context, Device, Driver, installed_driver, probe
 from topcoat.runtime.backends._trt_engine import EngineSettings
 from topcoat.runtime.backends._trt_session import StageTimes, TensorRtSession
-from topcoat.runtime.bundle import EngineInfo, Variant
+from topcoat.runtime.bundle import EngineInfo, Variant, this_platform
 
 __all__ = ["EngineSettings", "Installation", "StageTimes", "TensorRt", "TensorRtSession"]
 
@@ -206,6 +206,8 @@ class TensorRt:
         here = self._installation.load().__version__
         if engine.version != here:
             return f"it was built by {flavour.title} {engine.version}, here is {here}; {again}"
+        if engine.platform is not None and engine.platform != this_platform():
+            return f"it was built for {engine.platform}, here is {this_platform()}; {again}"
         if variant.precision == "bf16" and _numbers(device.sm) < (80,):
             return (
                 f"the {device.name} ({device.sm}) has no bf16 arithmetic, which begins with sm80;"
