@@ -1,8 +1,13 @@
 """``topcoat verify``: what this machine can run is compared with the network and recorded."""
 
+import errno
 import json
 import shutil
+import subprocess
+import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,9 +24,10 @@ from topcoat.runtime.backends.onnxruntime import OnnxRuntimeCpu, OnnxRuntimeSess
 from topcoat.runtime.bundle import Variant
 from topcoat.runtime.cli.topcoat import main
 from topcoat.runtime.frames import Frame
-from topcoat.runtime.parity import ProbeFrame, flat_colours
+from topcoat.runtime.parity import ParityRow, ProbeFrame, engines_for, flat_colours
 from topcoat.runtime.parity._measure import Answer, Answers
 from topcoat.runtime.parity._png import frame_from_png
+from topcoat.runtime.parity._record import check_recordable, record_row
 
 Rows = dict[tuple[str, str, str, str | None], dict[str, Any]]
 CPU = (OnnxRuntimeCpu(),)
@@ -366,6 +372,78 @@ def test_an_interruption_keeps_the_rows_that_were_complete(enlarging: Path) -> N
     assert list(rows_of(enlarging)) == [("model.fp32.onnx", "onnxruntime-cpu", "fp32", None)]
     assert not [name for name in contents(enlarging) if name.endswith(".part")]
     assert tr.read_manifest(enlarging)
+
+
+RECORDING = """
+import sys
+from topcoat.runtime.bundle import read_manifest
+from topcoat.runtime.parity import ParityRow, engines_for
+from topcoat.runtime.parity._record import record_row
+
+manifest = read_manifest(sys.argv[1])
+engine = engines_for(manifest.variants)[0]
+print("ready", flush=True)
+sys.stdin.readline()
+for number in range(int(sys.argv[3])):
+    device = f"{sys.argv[2]}-{number}"
+    record_row(manifest, ParityRow(engine=engine, status="passed", device=device))
+"""
+
+
+def test_processes_that_record_at_once_keep_each_others_rows(enlarging: Path) -> None:
+    rows = 25
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", RECORDING, str(enlarging), name, str(rows)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for name in ("one", "two")
+    ]
+    for process in running:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in running:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    for process in running:
+        process.communicate(timeout=60)
+    assert [process.returncode for process in running] == [0, 0]
+    devices = {key[3] for key in rows_of(enlarging)}
+    assert devices == {f"{name}-{number}" for name in ("one", "two") for number in range(rows)}
+    assert not [name for name in contents(enlarging) if name.startswith(".")]
+
+
+def test_threads_that_record_at_once_keep_each_others_rows(enlarging: Path) -> None:
+    manifest = tr.read_manifest(enlarging)
+    engine = engines_for(manifest.variants)[0]
+    together = threading.Barrier(4)
+
+    def record(name: int) -> None:
+        together.wait(timeout=30)
+        for number in range(10):
+            check_recordable(manifest)
+            row = ParityRow(engine=engine, status="passed", device=f"{name}-{number}")
+            record_row(manifest, row)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(record, range(4)))
+    assert len(rows_of(enlarging)) == 40
+    assert not [name for name in contents(enlarging) if name.startswith(".")]
+
+
+def test_a_file_system_without_locks_is_told_of(
+    enlarging: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(_: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("topcoat.runtime.parity._record._lock", refuse)
+    assert tr.verify(enlarging, threads=1, backends=CPU)
+    assert len(rows_of(enlarging)) == 1
+    assert "cannot be locked (No locks available); let no other" in caplog.text
 
 
 def test_a_bundle_that_is_replaced_meanwhile_is_not_written_to(enlarging: Path) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import re
 import shutil
+import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,20 @@ from typing import Any
 from topcoat.runtime._errors import BundleError, BundleIntegrityError, BundleWriteError
 from topcoat.runtime.bundle import Manifest
 from topcoat.runtime.parity._report import ParityRow
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _lock(descriptor: int) -> None:
+        msvcrt.locking(descriptor, msvcrt.LK_LOCK, 1)
+else:
+    import fcntl
+
+    def _lock(descriptor: int) -> None:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+
+
+_log = logging.getLogger("topcoat.runtime")
 
 _ROW_KEYS = frozenset(
     {
@@ -44,7 +61,8 @@ def check_recordable(manifest: Manifest) -> None:
 def record_row(manifest: Manifest, row: ParityRow) -> None:
     """Replace or add a row, in one step: manifest.json is the old one or the new one, whole.
 
-    Everything that this version does not know stays as it is. An entry of ``parity_not_run`` for
+    Whoever else records in the bundle meanwhile waits, so that no row is lost. Everything that this
+    version does not know stays as it is. An entry of ``parity_not_run`` for
     the same backend and compute precision is removed.
 
     Args:
@@ -58,6 +76,11 @@ def record_row(manifest: Manifest, row: ParityRow) -> None:
     if row.status == "not run":
         return
     path = _path(manifest)
+    with _alone(path):
+        _replace(path, manifest, row)
+
+
+def _replace(path: Path, manifest: Manifest, row: ParityRow) -> None:
     content, indent = _content(path)
     measured = next(v for v in manifest.variants if v.file == row.engine.file)
     for variant in content["variants"]:
@@ -137,9 +160,37 @@ def _text(path: Path, content: dict[str, Any], indent: int) -> str:
 
 
 @contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Wait until no other process or thread changes the file, and keep them waiting.
+
+    The system gives the lock back when a process ends, however it ends.
+    """
+    if sys.platform == "win32":  # folders cannot be locked; this file goes with its last handle
+        flags, place = os.O_CREAT | os.O_RDWR | os.O_TEMPORARY, path.with_name(".manifest.lock")
+    else:
+        flags, place = os.O_RDONLY, path.parent
+    try:
+        descriptor = os.open(place, flags)
+    except OSError as error:
+        raise _cannot_write(path, error.strerror or str(error)) from error
+    try:
+        try:
+            _lock(descriptor)
+        except OSError as error:  # some network file systems have no locks
+            _log.warning(
+                "%s cannot be locked (%s); let no other `topcoat verify` record in it meanwhile",
+                path,
+                error.strerror or error,
+            )
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
 def _beside(path: Path) -> Iterator[Path]:
     """Give a name beside a file; whatever is there in the end is removed."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.part")
     try:
         yield temporary
     except OSError as error:
