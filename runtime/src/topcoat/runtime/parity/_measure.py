@@ -241,7 +241,10 @@ def measure_engine(
     measured: list[tuple[ProbeFrame, Difference]] = []
     try:
         model = open_engine(manifest, engine, known, threads)
-    except (BackendUnavailableError, DeviceMemoryError, DeviceLostError) as error:
+    except BackendUnavailableError as error:
+        return ParityRow(engine=engine, status="not run", reason=str(error))
+    except (DeviceMemoryError, DeviceLostError) as error:
+        # Lost before it ran a frame: another program's or engine's doing.
         return not_run(error)
     except BackendError as error:
         # It is here and does not load: that is a result, not an accident.
