@@ -43,6 +43,7 @@ from topcoat.export.onnx_from_checkpoint import Precision, onnx_from_network
 from topcoat.export.precision import PrecisionPlan
 from topcoat.export.sources import open_source
 from topcoat.runtime import Profile
+from topcoat.runtime.cli.topcoat import main as topcoat_main
 from topcoat.train import Checkpoint, save_checkpoint
 
 pytest.importorskip(
@@ -542,3 +543,12 @@ def test_int8_that_is_there_is_not_lost_when_something_else_is_asked_for(
 ) -> None:
     held = replace(with_islands, models={**with_islands.models, "int8": b"a model"})
     assert held.united(PrecisionPlan(precisions=("fp32",)), measured=False).int8
+
+
+def test_topcoat_info_says_what_an_engine_is_for(
+    with_engine: ExportedBundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert topcoat_main(["info", str(with_engine.bundle)]) == 0
+    text = capsys.readouterr().out
+    assert "built by tensorrt_rtx 1." in text
+    assert "for sm89; frames of 16x16:64x48:256x256" in text

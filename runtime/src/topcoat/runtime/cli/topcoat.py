@@ -551,6 +551,14 @@ def _info(arguments: argparse.Namespace) -> int:
     print(f"  trained       recipe {recipe}" + (f", {step} steps" if step is not None else ""))
     for variant in manifest.variants:
         print(f"  {variant.file:<18} {variant.precision}, {variant.bytes / 1e6:.2f} MB")
+        if (built := variant.engine) is not None:
+            sizes = " and ".join(str(profile) for profile in built.profiles)
+            print(
+                f"    built by {built.library} {built.version} for {', '.join(built.targets)};"
+                f" frames of {sizes}"
+            )
+            if not variant.parity:
+                print("    not compared with the network yet: `topcoat verify` does, where it runs")
         for row in variant.parity:
             measured = row.photographs or row.noise
             figures = ", ".join(_figure(key, value) for key, value in measured.items())
