@@ -31,7 +31,6 @@ from topcoat.runtime._textures import (
     noise_frame,
 )
 from topcoat.runtime.backends import DeviceSession, Session, all_backends, default_threads
-from topcoat.runtime.backends._device_arrays import device_array
 from topcoat.runtime.bundle import TEXTURE, Manifest, read_manifest
 from topcoat.runtime.frames import Frame, PadBuffers, allocate, check_frame, check_out, fit_size
 
@@ -446,6 +445,9 @@ def _device_size(frame: object) -> FrameSize:
     """Return (batch, height, width) of a frame in device memory, which engines check further."""
     shape = getattr(frame, "shape", None)
     if shape is None:
+        # Here, for it loads ctypes and the driver's functions, which most programs never need.
+        from topcoat.runtime.backends._device_arrays import device_array
+
         try:
             shape = device_array(frame).shape
         except FrameError as error:
