@@ -42,6 +42,7 @@ from topcoat.runtime.parity import (
     Summary,
     difference,
     flatness,
+    gate_failures,
     summary,
     synthetic_frames,
 )
@@ -355,11 +356,7 @@ def _judged(network: Sizes) -> list[ProbeFrame]:
 
 
 def _failures(found: Mapping[str, Summary]) -> list[str]:
-    return [
-        f"{group}: {missed}"
-        for group, measured in found.items()
-        for missed in GATES["int8"][group].failures(measured)
-    ]
+    return gate_failures(found, GATES["int8"].__getitem__)
 
 
 # The library's part

@@ -1,6 +1,7 @@
 """Which few layers stay float32, so that the picture passes."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -8,7 +9,15 @@ from topcoat.export.precision._findings import Effect, Half, HalfAudit, LayerAud
 from topcoat.export.precision._report import effect_words
 from topcoat.export.precision._rounding import RoundedNetwork, as_frame, is_exact
 from topcoat.export.probes import Frame, ProbeFrame
-from topcoat.runtime.parity import GATES, Difference, Gate, Summary, difference, summary
+from topcoat.runtime.parity import (
+    GATES,
+    Difference,
+    Gate,
+    Summary,
+    difference,
+    gate_failures,
+    summary,
+)
 from topcoat.train.networks import FrameNetwork
 
 MOST_ISLANDS = 1 / 3
@@ -61,11 +70,7 @@ def choose_islands(
         return {group: summary(found) for group, found in by_group.items()}
 
     def failures(found: Mapping[str, Summary]) -> list[str]:
-        return [
-            f"{group}: {missed}"
-            for group, measured in found.items()
-            for missed in _gate(half, group).failures(measured)
-        ]
+        return gate_failures(found, functools.partial(_gate, half))
 
     every = range(len(probes))
     before = after = measure((), every)

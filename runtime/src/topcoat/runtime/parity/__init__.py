@@ -26,7 +26,7 @@ from topcoat.runtime.parity._probes import (
     synthetic_frames,
     synthetic_probes,
 )
-from topcoat.runtime.parity._report import ParityReport, ParityRow, machine
+from topcoat.runtime.parity._report import ParityReport, ParityRow, gate_failures, machine
 from topcoat.runtime.parity._table import parity_table, reasons_not_run
 from topcoat.runtime.parity._verify import Verification
 
@@ -57,6 +57,7 @@ __all__ = [
     "flat_colours",
     "flat_probes",
     "flatness",
+    "gate_failures",
     "machine",
     "measure_parity",
     "noise_probes",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -13,7 +13,7 @@ import numpy as np
 from topcoat.runtime._errors import ParityError
 from topcoat.runtime.parity._difference import Difference, Summary, summary
 from topcoat.runtime.parity._engines import Engine
-from topcoat.runtime.parity._gates import GATES
+from topcoat.runtime.parity._gates import GATES, Gate
 from topcoat.runtime.parity._probes import ProbeFrame
 
 Status: TypeAlias = Literal["passed", "failed", "not run"]
@@ -156,10 +156,20 @@ def group_summaries(frames: Iterable[tuple[ProbeFrame, Difference]]) -> dict[str
 
 def missed_gates(compute: str, frames: Iterable[tuple[ProbeFrame, Difference]]) -> list[str]:
     """Say in words which gates of a compute precision are missed; empty if none is."""
+    return gate_failures(group_summaries(frames), GATES[compute].__getitem__)
+
+
+def gate_failures(found: Mapping[str, Summary], gate_of: Callable[[str], Gate]) -> list[str]:
+    """Say in words which gates are missed; empty if none is.
+
+    Args:
+        found: group of frames -> what was measured.
+        gate_of: group -> what it must reach.
+    """
     return [
         f"{group}: {missed}"
-        for group, found in group_summaries(frames).items()
-        for missed in GATES[compute][group].failures(found)
+        for group, measured in found.items()
+        for missed in gate_of(group).failures(measured)
     ]
 
 
