@@ -67,6 +67,22 @@ class ModelClosedError(TopcoatError, RuntimeError):
     """A model was used after ``close()``."""
 
 
+class PassError(TopcoatError, ValueError):
+    """A render pass is asked for something that it cannot do, or in an order that it cannot."""
+
+
+class PassClosedError(TopcoatError, RuntimeError):
+    """A render pass was used after ``close()``."""
+
+
+class PassThreadError(TopcoatError, RuntimeError):
+    """Two threads are inside one render pass at the same time."""
+
+
+class InvalidResultError(BackendError):
+    """An engine gave back something that is no picture of the frame."""
+
+
 class MediaError(TopcoatError, ValueError):
     """A picture, folder or video cannot be read or written."""
 

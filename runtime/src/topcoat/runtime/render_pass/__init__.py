@@ -1,0 +1,1 @@
+"""A network as the last pass of a renderer: :class:`Pass`."""
