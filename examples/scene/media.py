@@ -1,0 +1,83 @@
+"""Write pictures and videos, whole or not at all."""
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Picture = npt.NDArray[np.uint8]
+ENCODERS = {".mp4": "libx264", ".mov": "libx264", ".mkv": "libx264", ".webm": "libvpx-vp9"}
+
+
+class OutputError(ValueError):
+    """A file cannot be written, and what to do."""
+
+
+def check_target(path: Path, endings: Iterable[str]) -> None:
+    """Refuse what could not be written, before minutes are spent on making it.
+
+    Raises:
+        OutputError: the ending is another, or the folder is missing or closed to us.
+    """
+    if path.suffix.lower() not in endings:
+        raise OutputError(f"{path} ends in {path.suffix!r}, wanted {' or '.join(endings)}")
+    if not path.parent.is_dir():
+        raise OutputError(f"the folder {path.parent} does not exist; make it first")
+    if not os.access(path.parent, os.W_OK) or path.is_dir():
+        raise OutputError(f"{path} cannot be written; give another name")
+
+
+def write_png(path: Path, picture: Picture) -> None:
+    """Write an (H, W, 3) uint8 RGB picture."""
+    from PIL import Image
+
+    with _whole(path) as partial:
+        Image.fromarray(picture).save(partial, format="PNG")
+
+
+def write_video(path: Path, frames: Iterable[Picture], fps: int) -> None:
+    """Write (H, W, 3) uint8 RGB frames of one size, H and W even, as H.264 or VP9.
+
+    Raises:
+        OutputError: the encoder refuses them.
+    """
+    import av
+
+    with _whole(path) as partial:
+        try:
+            with av.open(str(partial), "w") as container:
+                stream: Any = None
+                for frame in frames:
+                    if stream is None:
+                        stream = container.add_stream(ENCODERS[path.suffix.lower()], rate=fps)
+                        stream.height, stream.width = frame.shape[:2]
+                        stream.pix_fmt = "yuv420p"
+                        stream.options = {"crf": "20"}
+                        stream.codec_context.time_base = Fraction(1, fps)
+                    for packet in stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")):
+                        container.mux(packet)
+                for packet in stream.encode(None) if stream is not None else ():
+                    container.mux(packet)
+        except av.FFmpegError as error:
+            raise OutputError(f"{path} could not be written ({error}); try .mkv") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8."""
+    with _whole(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
