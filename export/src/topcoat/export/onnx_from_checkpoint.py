@@ -116,7 +116,7 @@ def onnx_from_network(
     dtype = DTYPES[precision]
     # Half precision is made here, in torch: converters that rewrite a finished graph produce
     # invalid models from what this exporter writes.
-    plain = copy.deepcopy(network).cpu().float().requires_grad_(False).eval()
+    plain = copy.deepcopy(network).cpu().float().requires_grad_(False).eval().fold()
     typed = with_fp32_islands(plain, keep_fp32, dtype) if keep_fp32 else plain.to(dtype)
     graph = FrameGraph(typed, dtype).eval()
 

@@ -14,7 +14,13 @@ from topcoat.train.checkpoint import Checkpoint
 from topcoat.train.data import Photographs, fingerprint, require_usable
 from topcoat.train.frames import frame_tensor, run_network
 from topcoat.train.loop import Outcome, RunSettings, Task, train
-from topcoat.train.losses import PerceptualLoss, perceptual_network, pixel_loss, style_target
+from topcoat.train.losses import (
+    PerceptualLoss,
+    perceptual_network,
+    pixel_loss,
+    stability_loss,
+    style_target,
+)
 from topcoat.train.networks import FrameNetwork, build_network
 from topcoat.train.pairs import (
     PairedPhotographs,
@@ -167,7 +173,8 @@ def _loss(
 
     def style(network: FrameNetwork | nn.Module, frames: Tensor) -> dict[str, Tensor]:
         assert objective is not None
-        return objective(network(frames), frames)  # type: ignore[no-any-return]
+        output = network(frames)
+        return stable(network, frames, output, objective(output, frames))
 
     def targets(network: FrameNetwork | nn.Module, frames: Tensor) -> dict[str, Tensor]:
         photos, wanted = (
@@ -176,11 +183,21 @@ def _loss(
         )
         output = network(photos)
         pixel = pixel_loss(output, wanted, recipe.target_form)
-        if objective is None:
-            return {"total": pixel, "pixel": pixel}
-        parts = objective(output, photos)
-        total = parts.pop("total") + recipe.target_weight * pixel
-        return {"total": total, **parts, "pixel": pixel}
+        parts = {"total": pixel, "pixel": pixel}
+        if objective is not None:
+            parts = objective(output, photos)
+            total = parts.pop("total") + recipe.target_weight * pixel
+            parts = {"total": total, **parts, "pixel": pixel}
+        return stable(network, photos, output, parts)
+
+    def stable(
+        network: FrameNetwork | nn.Module, photos: Tensor, output: Tensor, parts: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        if not recipe.stability_weight:
+            return parts
+        change = stability_loss(network, photos, output)
+        total = parts["total"] + recipe.stability_weight * change
+        return {**parts, "total": total, "stability": change}
 
     return style if recipe.supervision == "style" else targets
 

@@ -13,6 +13,7 @@ from topcoat.train.losses.gram import GRAM_FORMS, gram_matrix, style_loss
 from topcoat.train.losses.histogram import histogram_loss, match_histogram, sorted_values
 from topcoat.train.losses.perceptual import PerceptualLoss, StyleTarget, style_target
 from topcoat.train.losses.pixel import pixel_loss
+from topcoat.train.losses.stability import stability_loss
 from topcoat.train.losses.super_resolution import SuperResolutionLoss
 from topcoat.train.losses.total_variation import total_variation
 
@@ -33,6 +34,7 @@ __all__ = [
     "pixel_loss",
     "relative_style_weight",
     "sorted_values",
+    "stability_loss",
     "style_loss",
     "style_target",
     "total_variation",

@@ -8,6 +8,7 @@ from topcoat.train._errors import RecipeError
 from topcoat.train.networks._base import FrameNetwork
 from topcoat.train.networks.johnson import Johnson, JohnsonSettings
 from topcoat.train.networks.johnson_sr import JohnsonSR, JohnsonSRSettings
+from topcoat.train.networks.realtime import Realtime, RealtimeSettings
 from topcoat.train.networks.residual_sr import ResidualSR, ResidualSRSettings
 from topcoat.train.networks.srcnn import SRCNN, SRCNNSettings
 from topcoat.train.networks.ulyanov import Ulyanov, UlyanovSettings
@@ -20,6 +21,8 @@ __all__ = [
     "JohnsonSR",
     "JohnsonSRSettings",
     "JohnsonSettings",
+    "Realtime",
+    "RealtimeSettings",
     "ResidualSR",
     "ResidualSRSettings",
     "SRCNNSettings",
@@ -31,6 +34,7 @@ __all__ = [
 NETWORKS: dict[str, tuple[type[Any], type[FrameNetwork]]] = {
     "johnson": (JohnsonSettings, Johnson),
     "johnson-sr": (JohnsonSRSettings, JohnsonSR),
+    "realtime": (RealtimeSettings, Realtime),
     "residual-sr": (ResidualSRSettings, ResidualSR),
     "srcnn": (SRCNNSettings, SRCNN),
     "ulyanov": (UlyanovSettings, Ulyanov),

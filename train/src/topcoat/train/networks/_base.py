@@ -1,6 +1,6 @@
 """What every network promises to the trainer, the exporter and the runtime."""
 
-from typing import Literal
+from typing import Literal, Self
 
 from torch import Tensor, nn
 
@@ -36,6 +36,13 @@ class FrameNetwork(nn.Module):
     def forward(self, frame: Tensor) -> Tensor:
         """Map (B, 3, H, W) in [0, 1] to (B, 3, H*scale, W*scale)."""
         raise NotImplementedError
+
+    def fold(self) -> Self:
+        """Put together, in place, what ``forward`` computes of weights alone; gives itself.
+
+        For a copy that is exported, so that its graph holds constants. It cannot be trained on.
+        """
+        return self
 
 
 def check_scale(scale: int) -> None:

@@ -19,20 +19,22 @@ class StyleRecipe(TrainingRecipe, PerceptualRecipe):
 
     network_fields: ClassVar[Mapping[str, Sequence[str]]] = {
         "johnson": ("form", "width", "blocks", "upsampling", "norm"),
+        "realtime": ("width", "blocks", "norm"),
         "ulyanov": (
             *("scales", "scale_width", "upsampling", "norm", "activation", "padding", "noise"),
         ),
     }
 
-    network: Literal["johnson", "ulyanov"] = setting(
+    network: Literal["johnson", "realtime", "ulyanov"] = setting(
         "johnson",
-        "transform network; johnson: residual blocks at quarter size; ulyanov: a pyramid, a "
-        "third of the products, as published for textures and styles in 2016",
+        "transform network; johnson: residual blocks at quarter size; realtime: nothing but a few "
+        "convolutions there, for CPUs and games; ulyanov: a pyramid, a third of the products, as "
+        "published for textures and styles in 2016",
     )
     form: Literal["modern", "paper"] = setting(
         "modern", "modern: pad per convolution, nearest upsampling; paper: as published in 2016"
     )
-    width: int = setting(32, "channels at full size; time grows with its square")
+    width: int = setting(32, "channels at full size, or of realtime; time grows with its square")
     blocks: int = setting(5, "residual blocks at quarter size")
     upsampling: Literal["nearest", "bilinear"] = setting(
         "bilinear", "before a convolution, in the modern form; nearest leaves a 4-pixel grid"
@@ -69,6 +71,12 @@ class StyleRecipe(TrainingRecipe, PerceptualRecipe):
         "crop: random crop and mirror, aspect kept; squash: whole picture to a square, as in 2016",
     )
 
+    stability_weight: float = setting(
+        0.0,
+        "weight of the change in the output, mean square, when the photograph is moved by a few "
+        "pixels and grain is added: less of it flickers less",
+    )
+
     supervision: Literal["style", "targets", "both"] = setting(
         "style",
         "what the output is held to: the style and the photograph through the loss network; "
@@ -82,7 +90,7 @@ class StyleRecipe(TrainingRecipe, PerceptualRecipe):
     def __post_init__(self) -> None:
         self.check(
             *("content_weight", "style_weight", "strength", "histogram_weight", "tv_weight"),
-            "target_weight",
+            *("target_weight", "stability_weight"),
         )
         self.check_objective()
         if self.network == "ulyanov":
@@ -193,6 +201,15 @@ STYLE_RECIPES: dict[str, StyleRecipe] = {
         learning_rate=1e-3,
         schedule="constant",
         precision="fp32",
+    ),
+    "realtime": StyleRecipe(
+        name="realtime",
+        network="realtime",
+        blocks=4,
+        norm="batch",
+        style_size=384,
+        crop=224,
+        stability_weight=20.0,
     ),
     "ulyanov2016": StyleRecipe(
         name="ulyanov2016",
