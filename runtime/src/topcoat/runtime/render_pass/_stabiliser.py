@@ -21,6 +21,7 @@ from topcoat.runtime.render_pass._warp import (
     expand,
     new_texels,
     pack,
+    pad,
     unpack,
 )
 
@@ -81,16 +82,16 @@ class Stabiliser:
         self._shape = (height, width)
         small = (height // scale, width // scale)
         self._grid = Grid(*small)
-        self._frame, self._last_frame = new_texels(*small), new_texels(*small)
+        self._frame, self._last_frame = np.zeros(small, np.uint32), new_texels(*small)
         self._moved_frame = np.empty(small, np.uint32)
         self._doubt, self._usable = np.empty(small, np.uint8), np.empty(small, np.uint8)
         self._frame_scratch = _Range(self._grid.rows, small[1])
         self._large = self._grid if scale == 1 else Grid(height, width)
         self._large_motion = None if scale == 1 else np.empty((height, width, 2), np.float32)
-        self._styled, self._history = new_texels(height, width), new_texels(height, width)
+        self._styled, self._history = np.zeros(self._shape, np.uint32), new_texels(height, width)
         self._moved = np.empty(self._shape, np.uint32)
         rows = self._large.rows
-        self._scratch = _Range(rows, width)
+        self._scratch = _Range(rows, width, _WIDENING)
         self._blend = tuple(np.empty((rows, width), np.uint32) for _ in range(4))
         self._vertical = np.empty((self._grid.rows, small[1]), np.uint8)
         self._small_weight = np.empty(small, np.uint8)
@@ -155,9 +156,7 @@ class Stabiliser:
                 self._depth = _DepthGate(self._grid)
             self._depth.take(depth)
         if self._has_history:
-            self._move(motion)
-            if self._depth is not None and depth is not None and self._has_depth:
-                self._depth.mark(self._grid, motion, self._usable)
+            self._move(motion, self._depth if depth is not None and self._has_depth else None)
             self._find_doubt()
             useless = self._count_useless()
             self._cut_detected = useless > _CUT_SHARE * self._doubt.size
@@ -166,22 +165,25 @@ class Stabiliser:
             self._mix(out)
         else:
             self._weight.fill(0)
-            np.copyto(self._history, self._styled)
+            copy_padded(self._styled, self._history)
             if out is not styled:
                 np.copyto(out, styled)
         self._has_history = True
-        self._frame, self._last_frame = self._last_frame, self._frame
+        copy_padded(self._frame, self._last_frame)
         self._has_depth = depth is not None
         if self._depth is not None and depth is not None:
             self._depth.keep()
 
-    def _move(self, motion: Field | None) -> None:
-        """Move the last frame and the history to where things are now; mark what is outside."""
+    def _move(self, motion: Field | None, depth: _DepthGate | None) -> None:
+        """Move the last frame and the history to where things are now; mark what is of no use."""
         height, width = self._moved_frame.shape
         if motion is None:
             np.copyto(self._moved_frame, self._last_frame[:height, :width])
             np.copyto(self._moved, self._history[: self._shape[0], : self._shape[1]])
             self._usable.fill(1)
+            if depth is not None:
+                for top, bottom in self._grid.blocks():
+                    depth.mark(None, top, bottom, self._usable)
             return
         for top, bottom in self._grid.blocks():
             inside = self._grid.locate(motion[top:bottom], top)
@@ -191,6 +193,8 @@ class Stabiliser:
             )
             if self._scale == 1:
                 self._grid.gather(self._history.reshape(-1), self._moved[top:bottom].reshape(-1))
+            if depth is not None:
+                depth.mark(self._grid, top, bottom, self._usable)
         if self._large_motion is not None:
             expand(motion, self._large_motion)
             np.multiply(self._large_motion, np.float32(self._scale), out=self._large_motion)
@@ -200,9 +204,9 @@ class Stabiliser:
 
     def _find_doubt(self) -> None:
         """By how many levels each pixel of the moved frame leaves the range of the new one."""
-        height, width = self._moved_frame.shape
+        width = self._moved_frame.shape[1]
         for top, bottom in self._grid.blocks():
-            low, high = self._frame_scratch.of(self._frame, height, top, bottom)
+            low, high = self._frame_scratch.of(self._frame, top, bottom)
             moved = self._moved_frame[top:bottom].view(np.uint8)
             above = self._frame_scratch.spare[: bottom - top]
             np.maximum(moved, high, out=above)
@@ -243,13 +247,12 @@ class Stabiliser:
                     )
 
     def _mix(self, out: Frame) -> None:
-        height, width = self._shape
+        width = self._shape[1]
         for top, bottom in self._large.blocks():
             n = bottom - top
-            low, high = self._scratch.of(self._styled, height, top, bottom)
-            _widen(low, high)
+            low, high = self._scratch.of(self._styled, top, bottom)
             weight, magnitude, lane, result = (each[:n] for each in self._blend)
-            np.copyto(result, self._styled[top:bottom, :width])
+            np.copyto(result, self._styled[top:bottom])
             styled = result.view(np.uint8)
             history = self._moved[top:bottom].view(np.uint8)
             np.maximum(history, low, out=history)
@@ -277,8 +280,7 @@ class Stabiliser:
             np.add(styled, difference, out=styled)
             np.copyto(self._history[top:bottom, :width], result)
             unpack(result, out[top:bottom])
-        np.copyto(self._history[:height, width], self._history[:height, width - 1])
-        np.copyto(self._history[height], self._history[height - 1])
+        pad(self._history)
 
 
 def history_weight(strength: float) -> int:
@@ -289,19 +291,27 @@ def history_weight(strength: float) -> int:
 class _Range:
     """Scratch for the range of each byte of a block over 3x3 pixels."""
 
-    def __init__(self, rows: int, width: int) -> None:
+    def __init__(self, rows: int, width: int, widening: np.uint8 | None = None) -> None:
         self._low, self._high, self._tall, self.spare = (
             np.empty((rows, width * 4), np.uint8) for _ in range(4)
         )
+        # Of bytes numpy takes the larger many at once, but not with a scalar.
+        self._widening = None if widening is None else np.full_like(self._low, widening)
+        self._most = None if widening is None else np.full_like(self._low, 255 - int(widening))
 
-    def of(self, texels: Texels, height: int, top: int, bottom: int) -> tuple[Bytes, Bytes]:
+    def of(self, texels: Texels, top: int, bottom: int) -> tuple[Bytes, Bytes]:
         """Return the smallest and the largest bytes, (rows, 4 * W) each."""
         n = bottom - top
-        source = texels.view(np.uint8)[:height, : self._low.shape[1]]
+        source = texels.view(np.uint8)
         low, high, tall = self._low[:n], self._high[:n], self._tall[:n]
         for edge, function in ((low, np.minimum), (high, np.maximum)):
             _reduce_lines(function, source, top, bottom, tall)
             _reduce_columns(function, tall, edge, 4)
+        if self._widening is not None and self._most is not None:
+            np.maximum(low, self._widening[:n], out=low)
+            np.subtract(low, self._widening[:n], out=low)
+            np.minimum(high, self._most[:n], out=high)
+            np.add(high, self._widening[:n], out=high)
         return low, high
 
 
@@ -321,31 +331,27 @@ class _DepthGate:
             np.fmin(depth, _FARTHEST, out=self._new)
             np.maximum(self._new, np.float32(0), out=self._new)
 
-    def mark(self, grid: Grid, motion: Field | None, usable: Bytes) -> None:
+    def mark(self, moving: Grid | None, top: int, bottom: int, usable: Bytes) -> None:
         """Clear ``usable`` where the moved last depth leaves the new one's range over 3x3 pixels.
 
         The range, not the pixel: at an outline a jittered camera sees now one surface, now the
-        other.
+        other. ``moving`` has located the block; None: nothing moves.
         """
-        width = grid.width
-        for top, bottom in grid.blocks():
-            n = bottom - top
-            low, high, tall, moved = (each[:n] for each in self._scratch)
-            if motion is None:
-                np.copyto(moved, self._last[top:bottom, :width])
-            else:
-                grid.locate(motion[top:bottom], top, nearest=True)
-                grid.gather_nearest(self._last.reshape(-1), moved.reshape(-1))
-            for edge, function in ((low, np.minimum), (high, np.maximum)):
-                _reduce_lines(function, self._new, top, bottom, tall)
-                _reduce_columns(function, tall, edge, 1)
-            np.multiply(low, _NEARER, out=low)
-            np.multiply(high, _FARTHER, out=high)
-            same, still = self._same[:n], usable[top:bottom].view(np.bool_)
-            np.greater_equal(moved, low, out=same)
-            np.logical_and(still, same, out=still)
-            np.less_equal(moved, high, out=same)
-            np.logical_and(still, same, out=still)
+        low, high, tall, moved = (each[: bottom - top] for each in self._scratch)
+        if moving is None:
+            np.copyto(moved, self._last[top:bottom, : moved.shape[1]])
+        else:
+            moving.gather_nearest(self._last.reshape(-1), moved.reshape(-1))
+        for edge, function in ((low, np.minimum), (high, np.maximum)):
+            _reduce_lines(function, self._new, top, bottom, tall)
+            _reduce_columns(function, tall, edge, 1)
+        np.multiply(low, _NEARER, out=low)
+        np.multiply(high, _FARTHER, out=high)
+        same, still = self._same[: bottom - top], usable[top:bottom].view(np.bool_)
+        np.greater_equal(moved, low, out=same)
+        np.logical_and(still, same, out=still)
+        np.less_equal(moved, high, out=same)
+        np.logical_and(still, same, out=still)
 
     def keep(self) -> None:
         """Make the depth that was taken the last one."""
@@ -364,15 +370,17 @@ def _reduce_lines(
 
 
 def _reduce_columns(function: np.ufunc, source: NDArray[Any], out: NDArray[Any], step: int) -> None:
-    """Reduce each value with those ``step`` places before and after it in its row."""
+    """Reduce each value with those ``step`` places before and after it in its row.
+
+    The rows are gone through as one: numpy takes buffers of its own for a loop over short rows.
+    The ends of rows, which then met their neighbours', are done again.
+    """
+    flat, reduced = source.reshape(-1), out.reshape(-1)
+    np.copyto(reduced[:step], flat[:step])
+    function(flat[step:], flat[:-step], out=reduced[step:])
     np.copyto(out[:, :step], source[:, :step])
-    function(source[:, step:], source[:, :-step], out=out[:, step:])
-    function(out[:, :-step], source[:, step:], out=out[:, :-step])
-
-
-def _widen(low: Bytes, high: Bytes) -> None:
-    """Widen a range by ``_WIDENING`` on both sides, within 0 to 255."""
-    np.maximum(low, _WIDENING, out=low)
-    np.subtract(low, _WIDENING, out=low)
-    np.minimum(high, np.uint8(255) - _WIDENING, out=high)
-    np.add(high, _WIDENING, out=high)
+    function(reduced[:-step], flat[step:], out=reduced[:-step])
+    if source.shape[1] > step:
+        function(source[:, -step:], source[:, -2 * step : -step], out=out[:, -step:])
+    else:
+        np.copyto(out, source)

@@ -268,7 +268,8 @@ class Warper:
                 valid.fill(1)
             return
         grid = self._grid
-        pack(picture, self._texels)
+        pack(picture, self._texels[: grid.height, : grid.width])
+        pad(self._texels)
         flat = self._texels.reshape(-1)
         for top, bottom in grid.blocks():
             inside = grid.locate(motion[top:bottom], top)
@@ -313,21 +314,23 @@ def new_texels(height: int, width: int) -> Texels:
 
 
 def pack(picture: Frame, texels: Texels) -> None:
-    """Write an RGB picture (H, W, 3) into texels (H + 1, W + 1): bytes R, G, B, one untouched."""
-    height, width = picture.shape[:2]
-    planes = texels.view(np.uint8).reshape(height + 1, width + 1, 4)
+    """Write an RGB picture (H, W, 3) into texels (H, W): bytes R, G, B, and one left alone."""
+    planes = texels.view(np.uint8).reshape(*texels.shape, 4)
     for channel in range(3):  # plane by plane is five times as fast as all at once
-        np.copyto(planes[:height, :width, channel], picture[..., channel])
-    np.copyto(texels[:height, width], texels[:height, width - 1])
-    np.copyto(texels[height], texels[height - 1])
+        np.copyto(planes[..., channel], picture[..., channel])
 
 
 def copy_padded(values: NDArray[Any], padded: NDArray[Any]) -> None:
     """Copy a map (H, W) into one with its last row and column twice (H + 1, W + 1)."""
     height, width = values.shape
     np.copyto(padded[:height, :width], values)
-    np.copyto(padded[:height, width], values[:, width - 1])
-    np.copyto(padded[height], padded[height - 1])
+    pad(padded)
+
+
+def pad(padded: NDArray[Any]) -> None:
+    """Write a map's last row and column (H + 1, W + 1) from those before."""
+    np.copyto(padded[:-1, -1], padded[:-1, -2])
+    np.copyto(padded[-1], padded[-2])
 
 
 def unpack(texels: Texels, picture: Frame) -> None:
