@@ -1,0 +1,34 @@
+"""Pictures of what a pass works with, for looking for mistakes in motion vectors and gating."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+LONGEST = 16.0
+"""Motion of so many pixels, and more, is drawn at full brightness."""
+
+
+def motion_picture(field: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Draw a motion field: where content goes is the hue, how far the brightness.
+
+    Args:
+        field: (H, W, 2) float32, pixels, to-previous.
+
+    Returns:
+        (H, W, 3) uint8. Still is black; to the right is red, up is yellow-green, to the left cyan,
+        down violet.
+    """
+    with np.errstate(all="ignore"):
+        x, y = -field[..., 0], field[..., 1]  # forwards, and y up
+        hue = np.nan_to_num(np.arctan2(y, x) / (2 * np.pi)) % 1.0
+        length = np.nan_to_num(np.hypot(x, y), posinf=LONGEST)
+    value = np.minimum(length / LONGEST, 1.0) ** 0.5
+    phase = (hue[..., None] + np.array([0.0, 2 / 3, 1 / 3])) % 1.0
+    rgb = np.clip(np.abs(phase * 6 - 3) - 1, 0, 1) * value[..., None]
+    return (rgb * 255 + 0.5).astype(np.uint8)
+
+
+def weight_picture(weight: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Draw how much history went into each pixel: (H, W) to (H, W, 3), white is all."""
+    return np.repeat(weight[..., None], 3, axis=-1)

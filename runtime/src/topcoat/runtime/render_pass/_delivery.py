@@ -1,0 +1,233 @@
+"""Which picture the application gets for a frame, and in which form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from topcoat.runtime.render_pass._engines import one_line
+from topcoat.runtime.render_pass._frame import RenderFrame
+from topcoat.runtime.render_pass._inputs import Inputs
+from topcoat.runtime.render_pass._pixels import PixelPlan
+from topcoat.runtime.render_pass._resample import replicate
+from topcoat.runtime.render_pass._types import Policy, Result, Status, Timings
+from topcoat.runtime.render_pass._warp import Warper
+from topcoat.runtime.render_pass._worker import Clock, Slot
+
+
+@dataclass(slots=True)
+class Call:
+    """One call of ``present`` or ``collect``."""
+
+    began: float
+    out: NDArray | None
+    load: float = 0.0
+    wait: float = 0.0
+    copied: int = 0
+
+
+class Delivery:
+    """What is shown, and how it gets into the application's layout.
+
+    Args:
+        scale: of the pass.
+        policy: of the pass.
+        clock: of the pass.
+        inputs: of the pass.
+        release: takes back a slot that is not shown any more.
+    """
+
+    def __init__(
+        self,
+        scale: int,
+        policy: Policy,
+        clock: Clock,
+        inputs: Inputs,
+        release: Callable[[Slot], None],
+    ) -> None:
+        self._scale = scale
+        self._policy = policy
+        self._clock = clock
+        self._inputs = inputs
+        self._release = release
+        self._shown: Slot | None = None
+        self._before: Slot | None = None
+        self._outs: list[NDArray] = []
+        self._warper: Warper | None = None
+        self._way: NDArray[np.float32] | None = None
+        self._warped: list[NDArray[np.uint8]] = []
+        self._frame_is_result = False
+        self.store_bytes = 0
+        """Copied for each result that is not handed out where it lies."""
+
+    @property
+    def shown(self) -> Slot | None:
+        """The slot whose result was shown last, or is to be."""
+        return self._shown
+
+    def use(self, plan: PixelPlan) -> None:
+        """Deliver in this plan's layout from now on."""
+        self.forget()
+        self.store_bytes = sum(copy.bytes for copy in plan.store_copies(self._scale))
+        # An extent is cut out, and alpha that the layout drops is opaque in a result.
+        self._frame_is_result = (
+            self._scale == 1
+            and plan.layout.extent is None
+            and (plan.needs_color or not plan.layout.has_alpha)
+        )
+
+    def forget(self) -> None:
+        """Free what belongs to a size or layout."""
+        self._shown = self._before = None
+        self._outs = []
+        self._warper = self._way = None
+        self._warped = []
+
+    def show(self, slot: Slot) -> None:
+        """Make a finished frame the one to be shown; the one before it holds for one more call."""
+        if self._before is not None:
+            self._release(self._before)
+        self._before, self._shown = self._shown, slot
+
+    def best(
+        self, frame: RenderFrame, plan: PixelPlan, call: Call, *, new: bool, reason: str
+    ) -> Result:
+        """Return the best picture that there is for a frame.
+
+        Args:
+            frame: the present one.
+            plan: of its layout.
+            call: what has happened in it.
+            new: what is to be shown has not been shown before.
+            reason: why there is nothing new, if so.
+        """
+        shown, policy = self._shown, self._policy
+        age = 0 if shown is None else self._inputs.sequence - shown.sequence
+        if shown is None or (
+            not new and (age > policy.max_age or policy.late in ("passthrough", "wait"))
+        ):
+            return self.passed_through(frame, plan, call, reason)
+        start = self._clock.now()
+        picture, warped = shown.result, False
+        if age and (policy.align or (not new and policy.late == "warp")):
+            moved = self._move(shown)
+            if moved is not None:
+                picture, warped = moved, True
+        if new:
+            status = Status.DEGRADED if shown.level else Status.FRESH
+            reason = str(policy.ladder[shown.level]) if shown.level else ""
+        else:
+            status = Status.WARPED if warped else Status.REUSED
+        image = self._store(picture, shown, frame.color, plan, call)
+        timings = self._timings(call, start, shown if new else None)
+        return Result(image, status, age, shown.index, shown.engine, reason, timings, shown.level)
+
+    def own(self, slot: Slot, frame: RenderFrame | None, plan: PixelPlan, call: Call) -> Result:
+        """Return a frame's own result, or the frame itself if its engine failed.
+
+        Args:
+            slot: finished, of ``file`` mode.
+            frame: the frame, if the caller still has it.
+            plan: of its layout.
+            call: what has happened in it.
+        """
+        start = self._clock.now()
+        age = self._inputs.sequence - slot.sequence
+        if slot.error is None:
+            color = slot.color if frame is None else frame.color
+            image = self._store(slot.result, slot, color, plan, call)
+            status, engine, reason = Status.FRESH, slot.engine, ""
+        else:
+            reason = f"the engine failed: {one_line(slot.error)}"
+            if frame is not None:
+                return self.passed_through(frame, plan, call, reason)
+            image = self._out(plan) if call.out is None else call.out
+            if slot.color is not None:
+                plan.copy(slot.color, image)
+            else:
+                # The frame as the network was given it; the application's own pixels are gone.
+                if self._scale > 1:
+                    replicate(slot.own_input, self._scale, slot.result)
+                plan.store(slot.result if self._scale > 1 else slot.own_input, None, image)
+            status, engine = Status.PASSTHROUGH, ""
+        self.show(slot)
+        timings = self._timings(call, start, slot)
+        return Result(image, status, age, slot.index, engine, reason, timings)
+
+    def passed_through(
+        self, frame: RenderFrame, plan: PixelPlan, call: Call, reason: str
+    ) -> Result:
+        """Return the frame itself, enlarged if the pass enlarges."""
+        start = self._clock.now()
+        if call.out is None and self._frame_is_result:
+            image = frame.color
+        else:
+            image = self._out(plan) if call.out is None else call.out
+            if image is not frame.color or not self._frame_is_result:
+                plan.copy(frame.color, image)
+                call.copied += self.store_bytes
+        timings = self._timings(call, start, None)
+        return Result(image, Status.PASSTHROUGH, 0, self._inputs.index, "", reason, timings)
+
+    def _timings(self, call: Call, start: float, slot: Slot | None) -> Timings:
+        end = self._clock.now()
+        call_times = (call.load, call.wait, (end - start) * 1e3, (end - call.began) * 1e3)
+        if slot is None:
+            return Timings(*call_times)
+        return Timings(
+            *call_times,
+            slot.queue,
+            slot.resample,
+            slot.infer,
+            slot.stabilise,
+            slot.composite,
+            slot.work,
+        )
+
+    def _move(self, shown: Slot) -> NDArray[np.uint8] | None:
+        """Return a result moved to where things are in the present frame, or None if unknown."""
+        motions, sequence = self._inputs.motions, self._inputs.sequence
+        if motions is None or self._scale != 1 or self._inputs.cut_at > shown.sequence:
+            return None
+        if self._warper is None or self._way is None:
+            self._warper = Warper(shown.height, shown.width)
+            self._way = np.empty((shown.height, shown.width, 2), np.float32)
+            self._warped = [np.empty_like(shown.result) for _ in range(2)]
+        if sequence - shown.sequence == 1:
+            way = motions.latest(sequence)
+        else:
+            known = motions.chain(sequence, shown.sequence, self._way)
+            way = self._way if known else None
+        if way is None:
+            return None
+        self._warped.reverse()
+        self._warper.warp(shown.result, way, self._warped[0])
+        return self._warped[0]
+
+    def _store(
+        self,
+        picture: NDArray[np.uint8],
+        slot: Slot,
+        color: NDArray | None,
+        plan: PixelPlan,
+        call: Call,
+    ) -> NDArray:
+        """Bring a result into the application's layout."""
+        out = call.out
+        if out is None:
+            if plan.is_native:
+                return picture
+            out = self._out(plan)
+        plan.store(picture, color if slot.color is None else slot.color, out)
+        call.copied += self.store_bytes
+        return out
+
+    def _out(self, plan: PixelPlan) -> NDArray:
+        """Return memory for a picture, in turns, so that the last one still holds."""
+        if not self._outs:
+            self._outs = [plan.new_out(self._scale) for _ in range(2)]
+        self._outs.reverse()
+        return self._outs[0]

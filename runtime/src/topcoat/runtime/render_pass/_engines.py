@@ -1,0 +1,314 @@
+"""The engines that may run a pass's frames: which one does, and when it is tried again."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from topcoat.runtime._errors import BackendError, FrameOutsideProfileError, PassError, TopcoatError
+from topcoat.runtime.bundle import TEXTURE, Manifest, SizeRule, read_manifest
+from topcoat.runtime.frames import Frame, fit_size
+from topcoat.runtime.model import Model, open_model
+
+_log = logging.getLogger("topcoat.runtime")
+
+
+class Runner(Protocol):
+    """One loaded engine."""
+
+    def run(self, source: Frame, result: Frame) -> object:
+        """Run a frame and return ``result``; what else is returned is looked at and refused.
+
+        Args:
+            source: (H, W, 3) uint8, RGB, C-contiguous.
+            result: (H * scale, W * scale, 3) likewise.
+        """
+
+    def close(self) -> None:
+        """Free it."""
+
+
+@dataclass(eq=False)
+class Seat:
+    """One engine of a bundle, loaded or not, in its place in the order of merit."""
+
+    name: str
+    """e.g. "openvino-cpu bf16"."""
+    open: Callable[[], Runner]
+    runner: Runner | None = None
+    sizes: set[tuple[int, int]] = field(default_factory=set)
+    """Frame sizes that it has run: for the first of each it may take longer."""
+    unfit: set[tuple[int, int]] = field(default_factory=set)
+    """Frame sizes that it was not built for."""
+    wait_s: float = 0.0
+    """How long it rests after its last failure; 0: it has not failed."""
+    retry_at: float = 0.0
+    """When it may be tried again, in s of the clock."""
+    busy: threading.Event | None = None
+    """Set when the thread that it hangs in has come back; None: it does not hang."""
+
+    @property
+    def demoted(self) -> bool:
+        """Whether it failed and has not worked since."""
+        return self.wait_s > 0
+
+    def state(self, now: float) -> str:
+        """Return how it does, in words."""
+        if self.busy is not None and not self.busy.is_set():
+            return "hangs; it is tried again when it has come back"
+        if self.demoted:
+            return f"failed; it is tried again in {max(0.0, self.retry_at - now):.0f} s"
+        return "loaded" if self.runner is not None else "loaded when it is needed"
+
+    def close(self) -> None:
+        """Free the engine, unless it hangs: its thread then does so when it comes back."""
+        runner, self.runner = self.runner, None
+        self.sizes.clear()
+        if runner is not None and self.busy is None:
+            with contextlib.suppress(Exception):  # it may be broken, which is why it is closed
+                runner.close()
+
+
+class Source(Protocol):
+    """Where engines come from: a bundle, or a script in tests."""
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+
+    @property
+    def scale(self) -> int:
+        """Pixels of the result for each pixel of the frame, on each side."""
+
+    @property
+    def size(self) -> SizeRule:
+        """Which frame sizes the network takes as they are."""
+
+    @property
+    def memory_per_pixel(self) -> int | None:
+        """Bytes of working memory for each pixel of the frame; None: not known."""
+
+    def open(self) -> list[Seat]:
+        """Return the engines, best first, of which the first is loaded.
+
+        Raises:
+            TopcoatError: there is none.
+        """
+
+    def explain(self) -> str:
+        """Return which engines there are and why not others, in lines; "" before ``open``."""
+
+
+class _ModelRunner:
+    def __init__(self, model: Model) -> None:
+        self.model = model
+
+    def run(self, source: Frame, result: Frame) -> object:
+        return self.model.process(source, result)
+
+    def close(self) -> None:
+        self.model.close()
+
+
+class BundleSource:
+    """The engines of a bundle.
+
+    Args:
+        bundle: the folder.
+        options: of :func:`topcoat.runtime.open`: backend, precision, threads, allow_unverified,
+            variant.
+
+    Raises:
+        BundleError: it cannot be read.
+        PassError: it makes textures, which need no frames.
+    """
+
+    def __init__(self, bundle: str | Path, **options: Any) -> None:  # noqa: ANN401
+        self.path = Path(bundle)
+        self.manifest: Manifest = read_manifest(bundle)
+        if self.manifest.task == TEXTURE:
+            raise PassError(
+                f"{self.manifest.name} makes textures out of noise, wanted a bundle that repaints"
+                " or enlarges frames; use topcoat texture for it"
+            )
+        self._options = options
+        self._explanation = ""
+
+    @property
+    def name(self) -> str:
+        """The bundle's name."""
+        return self.manifest.name
+
+    @property
+    def scale(self) -> int:
+        """Of the manifest."""
+        return self.manifest.scale
+
+    @property
+    def size(self) -> SizeRule:
+        """Of the manifest."""
+        return self.manifest.size
+
+    @property
+    def memory_per_pixel(self) -> int | None:
+        """Of the manifest."""
+        return self.manifest.memory_per_pixel
+
+    def explain(self) -> str:
+        """Return what ``topcoat explain`` says."""
+        return self._explanation
+
+    def open(self) -> list[Seat]:
+        """Load the best engine and list the others that may take its place."""
+        options = {"fallback": False, **self._options}
+        model = open_model(self.path, **options)
+        explanation = model.explain()
+        self._explanation = str(explanation)
+        chosen = explanation.chosen
+        assert chosen is not None
+        seats = [self._seat(chosen, _ModelRunner(model))]
+        if self._options.get("backend", "auto") == "auto":
+            # Without a passed check an engine takes no one's place unasked.
+            seats += [
+                self._seat(other)
+                for other in explanation.candidates
+                if other.usable and other.verified and other != chosen
+            ]
+        return seats
+
+    def _seat(self, candidate: Any, runner: Runner | None = None) -> Seat:  # noqa: ANN401
+        options = {
+            **self._options,
+            "backend": candidate.backend,
+            "precision": candidate.compute,
+            "variant": candidate.variant,
+            "fallback": False,
+        }
+
+        def load() -> Runner:
+            return _ModelRunner(open_model(self.path, **options))
+
+        return Seat(f"{candidate.backend} {candidate.compute}", load, runner)
+
+
+class Roster:
+    """The seats of one bundle. Methods may be called from any thread.
+
+    Args:
+        source: where they come from.
+        seats: best first.
+        retry_s: a failed engine rests so long, twice as long after each further failure,
+        retry_max_s: and so long at most.
+    """
+
+    def __init__(
+        self, source: Source, seats: list[Seat], *, retry_s: float, retry_max_s: float
+    ) -> None:
+        self.source = source
+        self._seats = seats
+        self._retry_s = retry_s
+        self._retry_max_s = retry_max_s
+        self._lock = threading.Lock()
+
+    @property
+    def seats(self) -> tuple[Seat, ...]:
+        """All of them, best first."""
+        return tuple(self._seats)
+
+    def candidates(self, size: tuple[int, int], now: float) -> list[Seat]:
+        """Return what may run a frame of this (height, width) now, best first.
+
+        Only a failed engine whose rest is over is followed by others: it may fail again.
+        """
+        found = []
+        with self._lock:
+            for seat in self._seats:
+                if size in seat.unfit or (seat.busy is not None and not seat.busy.is_set()):
+                    continue
+                if seat.demoted and now < seat.retry_at:
+                    continue
+                found.append(seat)
+                if not seat.demoted:
+                    break
+        return found
+
+    def outlook(self, now: float) -> str:
+        """Return when an engine will be tried, for a frame that none can run."""
+        with self._lock:
+            resting = [seat for seat in self._seats if seat.demoted]
+            if not resting:
+                return "no engine takes frames of this size"
+            nearest = min(resting, key=lambda seat: seat.retry_at)
+            return f"{nearest.name} is tried again in {max(0.0, nearest.retry_at - now):.1f} s"
+
+    def failed(self, seat: Seat, error: Exception, size: tuple[int, int], now: float) -> str | None:
+        """Demote an engine, and return the line that says so; None if it was demoted already."""
+        with self._lock:
+            if isinstance(error, FrameOutsideProfileError):
+                seat.unfit.add(size)
+                return f"{seat.name} does not take frames of {size[1]}x{size[0]}: {error}"
+            first = not seat.demoted
+            seat.wait_s = min(
+                self._retry_max_s, self._retry_s if first else max(self._retry_s, 2 * seat.wait_s)
+            )
+            seat.retry_at = now + seat.wait_s
+        if not first:
+            _log.debug("%s failed again: %s", seat.name, error)
+            return None
+        return (
+            f"{seat.name} failed and is tried again in {seat.wait_s:g} s"
+            f" ({type(error).__name__}: {one_line(error)})"
+        )
+
+    def worked(self, seat: Seat, size: tuple[int, int]) -> str | None:
+        """Note that an engine ran a frame; return a line if it had been demoted."""
+        seat.sizes.add(size)
+        if not seat.demoted:
+            return None
+        with self._lock:
+            seat.wait_s = 0.0
+            seat.busy = None
+        return f"{seat.name} works again"
+
+    def close(self) -> None:
+        """Free every engine that does not hang."""
+        for seat in self._seats:
+            seat.close()
+
+
+def close_all(rosters: Mapping[str | None, Roster]) -> None:
+    """Free the engines of several bundles."""
+    for roster in rosters.values():
+        roster.close()
+
+
+def engine_size(source: Source, height: int, width: int) -> tuple[int, int]:
+    """Return the (height, width) that the network is given for a frame of this size."""
+    return fit_size(height, width, source.size)
+
+
+def load_seat(seat: Seat) -> Runner:
+    """Return a seat's engine, loading it if need be.
+
+    Raises:
+        BackendError: it cannot be loaded.
+    """
+    if seat.runner is None:
+        try:
+            seat.runner = seat.open()
+        except TopcoatError:
+            raise
+        except Exception as error:  # an engine of somebody else
+            raise BackendError(f"{seat.name} cannot be loaded: {one_line(error)}") from error
+    return seat.runner
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error's text as one line of reasonable length."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else text[:297] + "..."

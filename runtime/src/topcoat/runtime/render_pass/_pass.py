@@ -1,0 +1,735 @@
+"""A network as the last pass of a renderer: a picture for every call, and what it is."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from topcoat.runtime._errors import PassClosedError, PassError, PassThreadError
+from topcoat.runtime.backends import default_threads
+from topcoat.runtime.render_pass._debug import motion_picture, weight_picture
+from topcoat.runtime.render_pass._delivery import Call, Delivery
+from topcoat.runtime.render_pass._engines import BundleSource, Source, engine_size, one_line
+from topcoat.runtime.render_pass._explain import Facts, explain
+from topcoat.runtime.render_pass._frame import RenderFrame
+from topcoat.runtime.render_pass._governor import LadderGovernor
+from topcoat.runtime.render_pass._inputs import Inputs
+from topcoat.runtime.render_pass._lane import Lane
+from topcoat.runtime.render_pass._loading import Loader
+from topcoat.runtime.render_pass._pixels import Copy, PixelPlan
+from topcoat.runtime.render_pass._preparation import Preparation
+from topcoat.runtime.render_pass._stats import FrameLog, Stats
+from topcoat.runtime.render_pass._types import (
+    MODES,
+    Event,
+    Mode,
+    Policy,
+    Requirements,
+    Result,
+)
+from topcoat.runtime.render_pass._worker import Clock, MonotonicClock, Settings, Slot
+
+BLENDS = ("normal", "luminance", "colour")
+
+_TOLD_AT_MOST = 256
+"""Different complaints about input; a program that makes more of them is told no more."""
+_SLOTS = 5
+"""One is run, one waits, one is finished, two are shown (the last call's picture still holds)."""
+
+_log = logging.getLogger("topcoat.runtime")
+
+
+class Pass:
+    """One bundle on the frames of one view; made by :meth:`open`.
+
+    ``present`` gives a picture for every frame, whatever becomes of the network, and its status
+    says what the picture is. The network runs on a thread of the pass.
+
+    Threads: ``present``, ``submit``, ``collect``, ``reset`` and ``close`` belong to one thread at a
+    time, which may change; two at once are a PassThreadError. ``set``, ``swap``, ``prepare``,
+    ``stats`` and ``explain`` may be called from any thread at any time.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        mode: Mode = "live",
+        budget_ms: float | None = None,
+        policy: Policy | None = None,
+        on_event: Callable[[Event], None] | None = None,
+        level_sources: dict[str, Source] | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        if mode not in MODES:
+            raise PassError(f"mode is {mode!r}, wanted one of {', '.join(MODES)}")
+        if budget_ms is not None and not (np.isfinite(budget_ms) and budget_ms > 0):
+            raise PassError(
+                f"budget_ms is {budget_ms}, wanted more than 0 (16.7 for 60 frames a second), or"
+                " None for no budget"
+            )
+        self._policy = Policy() if policy is None else policy
+        if mode == "live" and self._policy.late == "wait":
+            raise PassError(
+                "a live pass never waits, and Policy late is wait; choose warp, reuse or"
+                " passthrough, or mode sync"
+            )
+        self._mode = mode
+        self._budget_ms = budget_ms
+        self._on_event = on_event
+        self._clock: Clock = MonotonicClock() if clock is None else clock
+        self._scale = source.scale
+        ladder = self._policy.ladder if budget_ms is not None else self._policy.ladder[:1]
+        self._loader = Loader(
+            source, level_sources or {}, self._policy, ladder, self._clock, self._tell
+        )
+        self._governor = LadderGovernor(budget_ms, self._policy)
+        self._inputs = Inputs(self._policy, self._tell)
+        self._lane = Lane(mode, self._scale, self._policy, self._clock, self._tell, self._observe)
+        self._delivery = Delivery(
+            self._scale, self._policy, self._clock, self._inputs, self._lane.release
+        )
+        self._uncollected: list[Slot] = []
+        self._settings = Settings()
+        self._options: dict[str, Any] = {}
+        self._entry = threading.Lock()
+        self._closed = False
+        self._unseen = False
+        """What is to be shown has not been shown yet."""
+        self._told: dict[str, None] = {}
+        self._log = FrameLog()
+
+    @classmethod
+    def open(
+        cls,
+        bundle: str | Path,
+        *,
+        mode: Mode = "live",
+        budget_ms: float | None = None,
+        policy: Policy | None = None,
+        on_event: Callable[[Event], None] | None = None,
+        backend: str = "auto",
+        precision: str | None = None,
+        threads: int | None = None,
+        allow_unverified: bool = False,
+        variant: str | None = None,
+    ) -> Pass:
+        """Make a pass of a bundle. It reads the manifest and returns; engines load in ``prepare``.
+
+        Args:
+            bundle: the folder, of a network that repaints or enlarges frames.
+            mode: ``live``: ``present`` never waits for the network; it gives the newest finished
+                result, usually of the frame before, and of frames that wait only the newest is
+                kept. ``sync``: it waits for the frame's own result, but no longer than the budget.
+                ``file``: it waits however long, and no frame is lost.
+            budget_ms: how long a frame may take the network: the time between two frames. It is
+                what the governor keeps to by the ladder of ``policy``, and in ``sync`` mode how
+                long ``present`` waits. None: neither.
+            policy: what to do when time or an engine runs out.
+            on_event: called with every :class:`Event`, on a thread of the pass or the caller's;
+                what it raises is logged. The log ``topcoat.runtime`` has the same lines.
+            backend: see :func:`topcoat.runtime.open`; the engines that passed their parity check
+                stand in for each other with "auto" alone.
+            precision: likewise.
+            threads: for engines on the CPU; None: one less than the physical cores, since the
+                application needs one.
+            allow_unverified: likewise.
+            variant: likewise.
+
+        Raises:
+            BundleError: it cannot be read, or one of the ladder's cannot.
+            PassError: it is a texture's, a setting is wrong, or a ladder's bundle has another
+                scale.
+        """
+        options: dict[str, Any] = {
+            "backend": backend,
+            "precision": precision,
+            "threads": max(1, default_threads() - 1) if threads is None else threads,
+            "allow_unverified": allow_unverified,
+            "variant": variant,
+        }
+        levels = (Policy() if policy is None else policy).ladder
+        others = {
+            str(level.bundle): BundleSource(
+                level.bundle, **{**options, "precision": None, "variant": None}
+            )
+            for level in levels
+            if level.bundle is not None
+        }
+        made = cls(
+            BundleSource(bundle, **options),
+            mode=mode,
+            budget_ms=budget_ms,
+            policy=policy,
+            on_event=on_event,
+            level_sources=dict(others),
+        )
+        made._options = options
+        return made
+
+    @staticmethod
+    def requirements(
+        bundle: str | Path, result_size: tuple[int, int], *, policy: Policy | None = None
+    ) -> Requirements:
+        """Return what a pass would need for pictures of this size; nothing is loaded.
+
+        Args:
+            bundle: the folder.
+            result_size: (height, width) of the pictures for the screen.
+            policy: as of :meth:`open`.
+
+        Raises:
+            BundleError: it cannot be read.
+            PassError: the size is no multiple of the scale.
+            FrameError: the network does not take frames of that size.
+        """
+        source = BundleSource(bundle)
+        height, width = result_size
+        scale = source.scale
+        if min(height, width) < 1 or height % scale or width % scale:
+            raise PassError(
+                f"result size {width}x{height} is no multiple of the scale {scale} of"
+                f" {source.name}, wanted sides of at least {scale} that are"
+            )
+        size = (height // scale, width // scale)
+        fitted = engine_size(source, *size)
+        frame = size[0] * size[1]
+        slot = frame * (3 + 8 + 4 + 1) + height * width * 3
+        per_pixel = source.memory_per_pixel
+        return Requirements(
+            input_size=size,
+            result_size=(height, width),
+            engine_size=fitted,
+            buffer_bytes=_SLOTS * slot + 2 * height * width * 3,
+            engine_bytes=None if per_pixel is None else per_pixel * fitted[0] * fitted[1],
+            levels=tuple(str(level) for level in (policy or Policy()).ladder),
+        )
+
+    @property
+    def scale(self) -> int:
+        """Pixels of the result for each pixel of the frame, on each side."""
+        return self._scale
+
+    @property
+    def mode(self) -> Mode:
+        """How frames wait."""
+        return self._mode
+
+    # --- getting ready ---------------------------------------------------------------------------
+
+    def prepare(
+        self, *sizes: tuple[int, int], background: bool = True, timeout: float | None = None
+    ) -> Preparation:
+        """Load the engines and run a few frames of each size, so that the first real one is fast.
+
+        Without it the first ``present`` begins this by itself; until it has ended, frames pass
+        through.
+
+        Args:
+            sizes: (height, width) of frames to come.
+            background: return at once. Else when it has ended.
+            timeout: then, for so many seconds at most.
+
+        Returns:
+            The preparation: its ``progress``, ``wait`` and ``cancel``.
+
+        Raises:
+            PassClosedError: the pass was closed.
+            TopcoatError: without ``background``: nothing can run the bundle.
+        """
+        self._check_open()
+        preparation = self._loader.prepare(sizes)
+        if not background:
+            preparation.wait(timeout)
+        return preparation
+
+    def swap(
+        self, bundle: str | Path, *, sizes: tuple[tuple[int, int], ...] | None = None
+    ) -> Preparation:
+        """Change to another bundle without a hitch: load and warm it aside, then change over.
+
+        Frames are run with the old one until the new one is ready, and the last picture of the old
+        one is shown until the first of the new one. If it cannot be loaded, nothing changes.
+
+        Args:
+            bundle: of the same scale. Levels of the ladder that name bundles of their own run this
+                one from then on.
+            sizes: (height, width) to warm it for; None: that of the last frame.
+
+        Returns:
+            Its preparation; ``cancel`` keeps the old bundle.
+
+        Raises:
+            BundleError: it cannot be read.
+            PassError: it has another scale, or makes textures.
+            PassClosedError: the pass was closed.
+        """
+        self._check_open()
+        options = {**self._options, "precision": None, "variant": None}
+        return self.swap_source(BundleSource(bundle, **options), sizes=sizes)
+
+    def swap_source(
+        self, source: Source, *, sizes: tuple[tuple[int, int], ...] | None = None
+    ) -> Preparation:
+        """Do what :meth:`swap` does with engines from somewhere else."""
+        self._check_open()
+        if sizes is None:
+            plan = self._inputs.plan
+            sizes = () if plan is None else ((plan.height, plan.width),)
+        return self._loader.swap(source, sizes)
+
+    # --- frames ----------------------------------------------------------------------------------
+
+    def present(self, frame: RenderFrame | NDArray[np.uint8], out: NDArray | None = None) -> Result:
+        """Submit a frame, and return the best picture there is for it now.
+
+        Whatever happens to the network, there is a picture: see :class:`Status`. Errors are for
+        frames whose colour cannot be used, for a closed pass and for use from two threads.
+
+        Args:
+            frame: a :class:`RenderFrame`, or just its colour, (H, W, 3) uint8 RGB.
+            out: where to write the picture, in the frame's layout, ``scale`` times as large; it
+                may be the frame's own colour if the scale is 1. None: into memory of the pass.
+
+        Raises:
+            FrameError: the colour, the layout or ``out`` is not as described.
+            PassClosedError: the pass was closed.
+            PassThreadError: another thread is inside the pass.
+            BackendError: an engine failed and ``policy.on_error`` is "raise".
+        """
+        self._enter()
+        try:
+            return self._present(_as_frame(frame), out)
+        finally:
+            self._entry.release()
+
+    def submit(self, frame: RenderFrame | NDArray[np.uint8]) -> bool:
+        """Give a frame to the network without waiting for anything but, in ``file`` mode, room.
+
+        Returns:
+            Whether it will be run. In ``live`` mode a newer frame may still take its place.
+
+        Raises:
+            As :meth:`present`; PassError in ``file`` mode if ``policy.queue`` frames are to be
+            collected first.
+        """
+        self._enter()
+        try:
+            known = _as_frame(frame)
+            plan = self._begin(known)
+            settings = self._settings
+            if settings.strength == 0 or not self._ready(plan, wait=self._mode == "file"):
+                return False
+            if self._mode == "file" and len(self._uncollected) >= self._policy.queue:
+                raise PassError(
+                    f"{len(self._uncollected)} frames are submitted and not collected, and"
+                    f" Policy queue is {self._policy.queue}; collect() first, or allow for more"
+                )
+            finished = self._lane.take_finished()
+            if finished is not None:
+                self._delivery.show(finished)
+                self._unseen = True
+            self._inputs.load_motion(known, settings)
+            call = Call(self._clock.now(), None)
+            slot = self._submit(known, plan, settings, call, borrow=False)
+            if self._mode == "file":
+                self._uncollected.append(slot)
+            return True
+        finally:
+            self._entry.release()
+
+    def collect(self, out: NDArray | None = None, *, wait: bool = True) -> Result | None:
+        """Return the next result of what was submitted in ``file`` mode, in its order.
+
+        A frame on which the engine failed comes passed through, if ``policy.on_error`` allows it.
+
+        Args:
+            out: as of :meth:`present`.
+            wait: wait for it if it is not finished.
+
+        Returns:
+            The result; None if nothing was submitted, or it is not finished and ``wait`` is False.
+
+        Raises:
+            As :meth:`present`; PassError if the pass is of another mode.
+        """
+        if self._mode != "file":
+            raise PassError(f"collect is for the mode file, this pass is {self._mode}; use present")
+        self._enter()
+        try:
+            if not self._uncollected:
+                return None
+            call = Call(self._clock.now(), out)
+            plan = self._inputs.plan
+            assert plan is not None
+            if out is not None:
+                plan.check_out(out, self._scale)
+            slot = self._uncollected[0]
+            if not self._wait_for(slot, None if wait else 0.0):
+                return None
+            del self._uncollected[0]
+            call.wait = (self._clock.now() - call.began) * 1e3
+            return self._own(slot, None, plan, call)
+        finally:
+            self._entry.release()
+
+    def reset(self) -> None:
+        """Say that the next frame has nothing to do with the last: a camera cut."""
+        self._enter()
+        self._inputs.reset()
+        self._entry.release()
+
+    def set(
+        self,
+        *,
+        strength: float | None = None,
+        stabilise: float | None = None,
+        blend: Literal["normal", "luminance", "colour"] | None = None,
+        mask: NDArray[np.uint8] | None | Literal["none"] = None,
+    ) -> None:
+        """Change how results are laid over frames, from the next submitted frame on, all at once.
+
+        Args:
+            strength: 0 (the frame itself, bit for bit; the network does not run) to 1.
+            stabilise: 0 (every result as it is) to 1 (as steady as it gets).
+            blend: "normal"; "luminance": the strokes, in the frame's own colours; "colour": the
+                result's colours on the frame's own brightness.
+            mask: (H, W) uint8: how strongly each pixel is styled; "none" takes it away. It is
+                copied.
+
+        What is left out stays as it is.
+
+        Raises:
+            PassError: a value is outside its range; nothing has changed then.
+        """
+        now = self._settings
+        for name, value in (("strength", strength), ("stabilise", stabilise)):
+            if value is not None and not (np.isfinite(value) and 0 <= value <= 1):
+                raise PassError(f"{name} is {value}, wanted a number from 0 to 1")
+        if blend is not None and blend not in BLENDS:
+            raise PassError(f"blend is {blend!r}, wanted one of {', '.join(BLENDS)}")
+        if isinstance(mask, str):
+            if mask != "none":
+                raise PassError(f"mask is {mask!r}, wanted an array of uint8, (H, W), or 'none'")
+            kept = None
+        elif mask is None:
+            kept = now.mask
+        else:
+            if not isinstance(mask, np.ndarray) or mask.dtype != np.uint8 or mask.ndim != 2:
+                came = (
+                    f"{mask.dtype} of shape {mask.shape}"
+                    if isinstance(mask, np.ndarray)
+                    else type(mask).__name__
+                )
+                raise PassError(f"mask is {came}, wanted uint8 of shape (H, W), 0 to 255")
+            kept = mask.copy()
+        self._settings = Settings(
+            strength=now.strength if strength is None else float(strength),
+            stabilise=now.stabilise if stabilise is None else float(stabilise),
+            blend=now.blend if blend is None else blend,
+            mask=kept,
+        )
+
+    def close(self) -> None:
+        """Stop the thread and free the engines. Closing twice is fine.
+
+        An engine that hangs is left to itself, which one line in the log says.
+        """
+        if self._closed:
+            return
+        self._enter()
+        try:
+            self._closed = True
+            self._lane.close()
+            self._loader.close()
+            self._delivery.forget()
+            self._inputs.forget()
+            self._uncollected.clear()
+            if self._lane.hanging:
+                self._tell("closed", "an engine still hangs; its thread is left to itself")
+        finally:
+            self._entry.release()
+
+    def __enter__(self) -> Pass:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # --- telling ---------------------------------------------------------------------------------
+
+    def stats(self, window: int | None = None) -> Stats:
+        """Return how the last frames went: ``print`` it, or read its fields.
+
+        Args:
+            window: how many frames; None: all that are remembered (4096).
+        """
+        return self._log.summary(
+            window,
+            failures=self._lane.failures,
+            demotions=self._lane.demotions,
+            dropped=self._lane.dropped,
+        )
+
+    def explain(self) -> str:
+        """Return, in lines: engines, levels, copies per frame with their reasons, what was told."""
+        plan = self._inputs.plan
+        return explain(
+            Facts(
+                source=self._loader.source,
+                mode=self._mode,
+                budget_ms=self._budget_ms,
+                not_ready=None if self._loader.in_use is not None else self._loader.not_ready(),
+                rosters=self._loader.in_use,
+                now=self._clock.now(),
+                ladder=self._policy.ladder,
+                level=self._governor.level,
+                plan=plan,
+                copies=() if plan is None else self._copies(plan),
+                told=tuple(self._told),
+            )
+        )
+
+    def _copies(self, plan: PixelPlan) -> tuple[Copy, ...]:
+        """Return what is copied for each frame that is run."""
+        borrow = self._mode != "live" and (
+            self._mode == "file" or self._budget_ms is None or self._policy.late == "wait"
+        )
+        copies = () if borrow and plan.is_native else plan.load_copies
+        if plan.needs_color:
+            size = plan.height * plan.width * plan.layout.channels * plan.layout.dtype.itemsize
+            copies += (Copy("the frame as it is", size, "results take their alpha from it"),)
+        if plan.is_native:
+            size = 3 * plan.height * plan.width * self._scale**2
+            why = "only where out is given: without, the result is handed out where it lies"
+            return (*copies, Copy("result to out", size, why))
+        return (*copies, *plan.store_copies(self._scale))
+
+    def debug_view(self, what: Literal["input", "motion", "history"]) -> NDArray[np.uint8]:
+        """Return a picture of what the pass works with, (H, W, 3) RGB, for looking for mistakes.
+
+        Args:
+            what: "input": what the network was given last; "motion": the vectors of the last frame
+                as colours, direction as hue and length as brightness; "history": how much of the
+                stabiliser's history went into each pixel, white is all.
+
+        Raises:
+            PassError: there is none yet.
+        """
+        plan, motions, pipeline = self._inputs.plan, self._inputs.motions, self._lane.pipeline
+        picture: NDArray[np.uint8] | None = None
+        if what == "input":
+            shown = self._delivery.shown
+            picture = None if shown is None else shown.source.copy()
+        elif what == "motion":
+            field = None if motions is None else motions.latest(self._inputs.sequence)
+            picture = None if field is None else motion_picture(field)
+        elif what == "history":
+            weight = None if pipeline is None or plan is None else pipeline.history_weight
+            picture = None if weight is None else weight_picture(weight)
+        else:
+            raise PassError(f"debug_view of {what!r}, wanted input, motion or history")
+        if picture is None:
+            raise PassError(f"no frame has come yet of which the {what} could be shown")
+        return picture
+
+    def _tell(
+        self,
+        kind: Any,
+        text: str,
+        *,
+        once: bool = False,
+        key: str | None = None,  # noqa: ANN401
+    ) -> None:
+        """Log a line and give it to the application. No exception of it gets further.
+
+        Args:
+            kind: of the event.
+            text: the line.
+            once: not if it was told before.
+            key: not if something of the same key was told before.
+        """
+        if once or key is not None:
+            known = text if key is None else key
+            if known in self._told or len(self._told) >= _TOLD_AT_MOST:
+                return
+            self._told[known] = None
+        level = (
+            logging.WARNING if kind in ("demoted", "failed", "input", "closed") else logging.INFO
+        )
+        _log.log(level, "%s: %s", self._loader.source.name, text)
+        if self._on_event is not None:
+            try:
+                self._on_event(Event(kind, text, self._index))
+            except Exception:
+                _log.exception("on_event raised")
+
+    # --- the inside ------------------------------------------------------------------------------
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise PassClosedError(
+                f"this pass of {self._loader.source.name} was closed; open another one"
+            )
+
+    def _enter(self) -> None:
+        self._check_open()
+        if not self._entry.acquire(blocking=False):
+            raise PassThreadError(
+                f"two threads use this pass of {self._loader.source.name} at once; present,"
+                " submit, collect, reset and close belong to one thread at a time: use a lock, or"
+                " a pass for each thread"
+            )
+        if self._closed:
+            self._entry.release()
+            self._check_open()
+
+    def _begin(self, frame: RenderFrame) -> PixelPlan:
+        """Look at a frame: its layout, its number, whether it follows the last one."""
+        plan = self._inputs.plan_for(frame)
+        if plan is not None:
+            if self._uncollected:
+                raise PassError(
+                    f"{len(self._uncollected)} frames of another size or layout are submitted and"
+                    " not collected; collect() them first"
+                )
+            engine_size(self._loader.source, plan.height, plan.width)  # refuses what is too large
+            self._inputs.use(plan)
+            self._delivery.use(plan)
+            self._lane.drop_slots()
+            self._unseen = False
+        self._inputs.begin(frame)
+        known = self._inputs.plan
+        assert known is not None
+        return known
+
+    def _ready(self, plan: PixelPlan, *, wait: bool) -> bool:
+        """Return whether frames can be run; change over to a bundle that is to take over."""
+        successor = self._loader.take_over()
+        if successor is not None:
+            self._lane.change_to(successor)
+        rosters = self._loader.rosters((plan.height, plan.width), wait=wait)
+        if rosters is None:
+            return False
+        self._lane.start(rosters)
+        self._lane.look_for_hang(rosters)
+        return True
+
+    def _observe(self, slot: Slot) -> None:
+        """Let the governor know what a frame took."""
+        if self._budget_ms is None:
+            return
+        line = self._governor.observe(slot.work, slot.level, slot.work > self._budget_ms)
+        if line is not None:
+            self._tell("level", line)
+
+    def _submit(
+        self, frame: RenderFrame, plan: PixelPlan, settings: Settings, call: Call, *, borrow: bool
+    ) -> Slot:
+        began = self._clock.now()
+        slot = self._lane.slot(plan)
+        call.copied += self._inputs.fill(
+            slot, frame, settings, before=self._lane.before, borrow=borrow
+        )
+        slot.level = self._governor.level
+        self._lane.give(slot, began)
+        call.load = slot.load
+        return slot
+
+    def _wait_for(self, slot: Slot, timeout: float | None) -> bool:
+        """Wait until a slot is finished or given up; return whether it is."""
+        until = None if timeout is None else self._clock.now() + timeout
+        while True:
+            newest = self._lane.take_finished()
+            if newest is not None:
+                self._delivery.show(newest)
+                self._unseen = True
+            if slot.finished or slot.error is not None:
+                return True
+            left = None if until is None else until - self._clock.now()
+            if left is not None and left <= 0:
+                return False
+            self._lane.wait(left)
+            rosters = self._loader.in_use
+            assert rosters is not None
+            self._lane.look_for_hang(rosters)
+
+    def _present(self, frame: RenderFrame, out: NDArray | None) -> Result:
+        call = Call(self._clock.now(), out)
+        plan = self._begin(frame)
+        if out is not None:
+            plan.check_out(out, self._scale, frame.color)
+        if self._uncollected:
+            raise PassError(
+                f"{len(self._uncollected)} submitted frames are not collected; collect() them"
+                " before present()"
+            )
+        settings, delivery, lane = self._settings, self._delivery, self._lane
+        if settings.strength == 0:
+            return self._logged(
+                delivery.passed_through(frame, plan, call, "the strength is 0"), call
+            )
+        # Whether the call goes on until the frame's own result is there.
+        waits = self._mode == "file" or (
+            self._mode == "sync" and (self._budget_ms is None or self._policy.late == "wait")
+        )
+        if not self._ready(plan, wait=waits):
+            reason = self._loader.not_ready()
+            return self._logged(delivery.passed_through(frame, plan, call, reason), call)
+        finished = lane.take_finished()
+        if finished is not None:
+            delivery.show(finished)
+            self._unseen = True
+        self._inputs.load_motion(frame, settings)
+        reason = "the network is still at work on an earlier frame"
+        every_n = self._policy.ladder[self._governor.level].every_n
+        if self._mode != "file" and self._inputs.sequence % every_n:
+            reason = f"one frame in {every_n} is run"
+        else:
+            slot = self._submit(frame, plan, settings, call, borrow=waits)
+            if self._mode != "live":
+                start = self._clock.now()
+                left = None
+                if not waits and self._budget_ms is not None:
+                    left = max(0.0, self._budget_ms / 1e3 - (start - call.began))
+                self._wait_for(slot, left)
+                call.wait = (self._clock.now() - start) * 1e3
+                if self._mode == "file":
+                    return self._own(slot, frame, plan, call)
+        failure, lane.failure = lane.failure, None
+        new, self._unseen = self._unseen, False
+        if failure is not None:
+            reason = f"the engine failed: {one_line(failure)}"
+            if self._policy.on_error == "raise":
+                raise failure
+            if not new and self._policy.on_error == "passthrough":
+                return self._logged(delivery.passed_through(frame, plan, call, reason), call)
+        return self._logged(delivery.best(frame, plan, call, new=new, reason=reason), call)
+
+    def _own(self, slot: Slot, frame: RenderFrame | None, plan: PixelPlan, call: Call) -> Result:
+        """Return what has become of a frame in ``file`` mode."""
+        self._lane.failure = None
+        if slot.error is not None and self._policy.on_error == "raise":
+            raise slot.error
+        return self._logged(self._delivery.own(slot, frame, plan, call), call)
+
+    def _logged(self, result: Result, call: Call) -> Result:
+        within = self._budget_ms is None or result.timings.present <= self._budget_ms
+        self._log.add(result, within=within, copied=call.copied)
+        return result
+
+
+def _as_frame(frame: RenderFrame | NDArray[np.uint8]) -> RenderFrame:
+    return frame if isinstance(frame, RenderFrame) else RenderFrame(color=frame)

@@ -1,0 +1,362 @@
+"""What the worker does to a frame: engine, stabiliser, strength; and which engine it takes."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from topcoat.runtime._errors import BackendError, FrameError, InvalidResultError, TopcoatError
+from topcoat.runtime.frames import Frame
+from topcoat.runtime.render_pass._composite import Compositor
+from topcoat.runtime.render_pass._engines import (
+    Roster,
+    Seat,
+    close_all,
+    load_seat,
+    one_line,
+)
+from topcoat.runtime.render_pass._guard import ResultGuard
+from topcoat.runtime.render_pass._motion_check import check_depth, check_motion
+from topcoat.runtime.render_pass._resample import (
+    Downscaler,
+    Upscaler,
+    internal_size,
+    replicate,
+)
+from topcoat.runtime.render_pass._stabiliser import Stabiliser
+from topcoat.runtime.render_pass._types import Level, Policy
+from topcoat.runtime.render_pass._worker import Clock, Slot
+
+_SIZES_KEPT = 2
+"""Frame sizes whose buffers stay: a window that is resized to and fro."""
+
+
+@dataclass
+class _Reduced:
+    """Buffers for one internal scale."""
+
+    down: Downscaler
+    up: Upscaler
+    source: Frame
+    result: Frame
+    guard: ResultGuard
+
+
+@dataclass
+class _Size:
+    """What is made once per frame size."""
+
+    height: int
+    width: int
+    scale: int
+    guard: ResultGuard
+    styled: Frame
+    """What the engine, and the stabiliser, write; ``slot.result`` comes after."""
+    stabiliser: Stabiliser | None = None
+    compositor: Compositor | None = None
+    enlarged: Frame | None = None
+    """The frame at the size of the result."""
+    enlarged_mask: np.ndarray | None = None
+    steady: Frame | None = None
+    previous: Frame | None = None
+    """The last frame, for looking at motion vectors."""
+    has_previous: bool = False
+    history_of: int = -1
+    """The frame that the stabiliser, and ``previous``, saw last."""
+    reduced: dict[float, _Reduced] = field(default_factory=dict)
+
+
+class Pipeline:
+    """Everything between a frame and its result. Belongs to one worker thread.
+
+    Args:
+        rosters: those of the ladder's bundles; None is the pass's own.
+        policy: of the pass.
+        clock: of the pass.
+        extend: tells the worker how long the next step may take, in s.
+        abandoned: whether the worker was given up meanwhile.
+    """
+
+    def __init__(
+        self,
+        rosters: dict[str | None, Roster],
+        policy: Policy,
+        clock: Clock,
+        extend: Callable[[float], None],
+        abandoned: Callable[[], bool],
+    ) -> None:
+        self.rosters = rosters
+        self._policy = policy
+        self._clock = clock
+        self._extend = extend
+        self._abandoned = abandoned
+        self._sizes: OrderedDict[tuple[int, int, int], _Size] = OrderedDict()
+        self._used: Roster | None = None
+        self._next: dict[str | None, Roster] | None = None
+        self.seat: Seat | None = None
+        """The engine that is running a frame, so that it is known which one hangs."""
+
+    @property
+    def history_weight(self) -> np.ndarray | None:
+        """How much history the stabiliser used, (H, W) uint8; None if it does not run."""
+        for size in reversed(list(self._sizes.values())):
+            if size.stabiliser is not None:
+                return size.stabiliser.history_weight.copy()
+        return None
+
+    def change_to(self, rosters: dict[str | None, Roster]) -> None:
+        """Use these engines from the next frame on; those before are freed then."""
+        unused, self._next = self._next, rosters
+        if unused is not None:
+            close_all(unused)
+
+    def demote(self, seat: Seat, error: BackendError, size: tuple[int, int]) -> str | None:
+        """Let an engine rest that another thread found failing; see :meth:`Roster.failed`."""
+        for roster in self.rosters.values():
+            if seat in roster.seats:
+                return roster.failed(seat, error, size, self._clock.now())
+        return None
+
+    def close(self) -> None:
+        """Free every engine that does not hang. The worker must have ended, or been given up."""
+        close_all(self.rosters)
+        if self._next is not None:
+            close_all(self._next)
+
+    def work(self, slot: Slot) -> None:
+        """Make ``slot.result``, or set ``slot.error``."""
+        if self._next is not None:
+            old, self.rosters, self._next = self.rosters, self._next, None
+            close_all(old)
+        begin = self._clock.now()
+        slot.error = None
+        slot.engine = ""
+        slot.resample = slot.infer = slot.stabilise = slot.composite = 0.0
+        try:
+            self._work(slot)
+        except TopcoatError as error:
+            slot.error = error
+        except Exception as error:  # of an engine or a number nobody thought of: the pass goes on
+            slot.error = BackendError(f"{type(error).__name__}: {one_line(error)}")
+        slot.work = (self._clock.now() - begin) * 1e3
+
+    def _work(self, slot: Slot) -> None:
+        size = self._size(slot)
+        level = self._policy.ladder[slot.level]
+        roster = self._roster(level)
+        if roster is not self._used:
+            # Another network's strokes are no history of this one's.
+            if size.stabiliser is not None:
+                size.stabiliser.reset()
+            self._used = roster
+        settings = slot.settings
+        mask = slot.mask if slot.has_mask else None
+        plain = settings.strength == 1.0 and mask is None and settings.blend == "normal"
+        steady = settings.stabilise > 0
+        styled = slot.result if plain and not steady else size.styled
+        self._run(slot, size, level, roster, styled)
+        if steady:
+            begin = self._clock.now()
+            out = slot.result if plain else self._steady(size)
+            self._stabilise(slot, size, styled, out)
+            styled = out
+            slot.stabilise = (self._clock.now() - begin) * 1e3
+        elif size.stabiliser is not None:
+            size.stabiliser.reset()
+        if not plain:
+            begin = self._clock.now()
+            if size.compositor is None:
+                size.compositor = Compositor(*slot.result.shape[:2])
+            size.compositor.compose(
+                self._enlarged(slot, size),
+                styled,
+                slot.result,
+                strength=settings.strength,
+                mask=self._enlarged_mask(mask, size),
+                blend=settings.blend,
+            )
+            slot.composite = (self._clock.now() - begin) * 1e3
+        self._check(slot, size)
+        size.history_of = slot.sequence
+
+    def _roster(self, level: Level) -> Roster:
+        return (
+            self.rosters.get(None if level.bundle is None else str(level.bundle))
+            or (self.rosters[None])
+        )
+
+    def _size(self, slot: Slot) -> _Size:
+        key = (slot.height, slot.width, slot.scale)
+        size = self._sizes.get(key)
+        if size is None:
+            while len(self._sizes) >= _SIZES_KEPT:
+                self._sizes.popitem(last=False)
+            size = _Size(
+                *key,
+                guard=ResultGuard(*key),
+                styled=np.empty_like(slot.result),
+            )
+            self._sizes[key] = size
+        elif next(reversed(self._sizes)) != key:
+            self._sizes.move_to_end(key)
+            if size.stabiliser is not None:
+                size.stabiliser.reset()
+            size.has_previous = False
+        return size
+
+    def _run(self, slot: Slot, size: _Size, level: Level, roster: Roster, styled: Frame) -> None:
+        """Run the engine, at a smaller size if the level says so."""
+        if level.scale == 1.0:
+            self._infer(slot, roster, slot.source, styled, size.guard)
+            return
+        reduced = size.reduced.get(level.scale)
+        if reduced is None:
+            rule = roster.source.size
+            height, width = internal_size(slot.height, slot.width, level.scale, rule.multiple)
+            small = (height * slot.scale, width * slot.scale)
+            reduced = _Reduced(
+                down=Downscaler(slot.height, slot.width, level.scale, multiple=rule.multiple),
+                up=Upscaler(small, (slot.height * slot.scale, slot.width * slot.scale)),
+                source=np.empty((height, width, 3), np.uint8),
+                result=np.empty((*small, 3), np.uint8),
+                guard=ResultGuard(height, width, slot.scale),
+            )
+            size.reduced[level.scale] = reduced
+        begin = self._clock.now()
+        reduced.down.resize(slot.source, reduced.source)
+        middle = self._clock.now()
+        self._infer(slot, roster, reduced.source, reduced.result, reduced.guard)
+        after = self._clock.now()
+        reduced.up.resize(reduced.result, styled)
+        slot.resample = (middle - begin + self._clock.now() - after) * 1e3
+
+    def _infer(
+        self, slot: Slot, roster: Roster, source: Frame, result: Frame, guard: ResultGuard
+    ) -> None:
+        """Run the best engine that is not resting; a trial that fails is followed by another."""
+        shape = (source.shape[0], source.shape[1])
+        failure: Exception | None = None
+        while True:
+            now = self._clock.now()
+            seats = roster.candidates(shape, now)
+            if not seats:
+                if failure is not None:
+                    raise failure
+                raise BackendError(roster.outlook(now))
+            seat = seats[0]
+            trial = seat.demoted
+            begin = now
+            self.seat = seat
+            try:
+                policy = self._policy
+                new = seat.runner is None or shape not in seat.sizes
+                self._extend((policy.start_ms if new else policy.hang_ms) / 1e3)
+                runner = load_seat(seat)
+                guard.mark(result)
+                begin = self._clock.now()
+                made = runner.run(source, result)
+                self._stay(seat)
+                guard.check(source, result, made)
+            except Exception as error:
+                self._stay(seat)
+                # Of any class: engines are other people's code.
+                if isinstance(error, FrameError):
+                    raise  # no other engine would take it either
+                failure = error
+                line = roster.failed(seat, error, shape, self._clock.now())
+                if line is not None:
+                    slot.notes.append(("demoted", line))
+                if seat.runner is None or not isinstance(error, InvalidResultError):
+                    seat.close()  # it is loaded anew when it is tried again
+                if not trial and shape not in seat.unfit:
+                    raise
+                continue
+            finally:
+                self.seat = None
+            slot.infer = (self._clock.now() - begin) * 1e3
+            slot.engine = seat.name
+            line = roster.worked(seat, shape)
+            if line is not None:
+                slot.notes.append(("recovered", line))
+            return
+
+    def _stay(self, seat: Seat) -> None:
+        """Leave a thread that was given up, and its engine with it, so that it can be tried anew.
+
+        Raises:
+            BackendError: the thread was given up.
+        """
+        if self._abandoned():
+            seat.busy, busy = None, seat.busy
+            seat.close()
+            seat.busy = busy
+            raise BackendError(f"{seat.name} came back after it had been given up")
+
+    def _stabilise(self, slot: Slot, size: _Size, styled: Frame, out: Frame) -> None:
+        if size.stabiliser is None:
+            size.stabiliser = Stabiliser(slot.height, slot.width, scale=slot.scale)
+        if slot.reset:
+            size.stabiliser.reset()
+        size.stabiliser.step(
+            slot.source,
+            styled,
+            slot.motion if slot.has_motion and slot.base == size.history_of else None,
+            slot.depth if slot.has_depth else None,
+            slot.settings.stabilise,
+            out,
+        )
+        if size.stabiliser.cut_detected:
+            slot.notes.append(("cut", "the picture has changed altogether; the history is dropped"))
+
+    @staticmethod
+    def _steady(size: _Size) -> Frame:
+        if size.steady is None:
+            size.steady = np.empty_like(size.styled)
+        return size.steady
+
+    @staticmethod
+    def _enlarged(slot: Slot, size: _Size) -> Frame:
+        if slot.scale == 1:
+            return slot.source
+        if size.enlarged is None:
+            size.enlarged = np.empty_like(slot.result)
+        replicate(slot.source, slot.scale, size.enlarged)
+        return size.enlarged
+
+    @staticmethod
+    def _enlarged_mask(mask: np.ndarray | None, size: _Size) -> np.ndarray | None:
+        if mask is None or size.scale == 1:
+            return mask
+        if size.enlarged_mask is None:
+            shape = (size.height * size.scale, size.width * size.scale)
+            size.enlarged_mask = np.empty(shape, np.uint8)
+        for row in range(size.scale):
+            for column in range(size.scale):
+                np.copyto(size.enlarged_mask[row :: size.scale, column :: size.scale], mask)
+        return size.enlarged_mask
+
+    def _check(self, slot: Slot, size: _Size) -> None:
+        """Compare motion and depth with the pictures every so often; tell what looks wrong."""
+        if not self._policy.check_every:
+            return
+        fits = slot.has_motion and slot.base == size.history_of and not slot.reset
+        if slot.check and fits and slot.motion is not None:
+            if size.has_previous and size.previous is not None:
+                line = check_motion(slot.source, size.previous, slot.motion)
+                if line is not None:
+                    slot.notes.append(("input", line))
+                elif slot.has_depth and slot.depth is not None:
+                    # Nearness is what reversed z is.
+                    line = check_depth(slot.depth, slot.motion, True)
+                    if line is not None:
+                        slot.notes.append(("input", line))
+        # Of the frame before a check alone, which is when it is needed.
+        size.has_previous = False
+        if (slot.sequence + 1) % self._policy.check_every == 0 and slot.has_motion:
+            if size.previous is None:
+                size.previous = np.empty_like(slot.own_input)
+            np.copyto(size.previous, slot.source)
+            size.has_previous = True

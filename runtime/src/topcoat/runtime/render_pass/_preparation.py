@@ -1,0 +1,103 @@
+"""Loading and warming up, in the background, with its progress."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable
+from typing import Literal
+
+from topcoat.runtime._errors import TopcoatError
+
+State = Literal["waiting", "loading", "warming", "ready", "failed", "cancelled"]
+
+
+class Preparation:
+    """Something that is being got ready; made by ``Pass.prepare`` and ``Pass.swap``."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._state: State = "waiting"
+        self._progress = 0.0
+        self._error: TopcoatError | None = None
+        self._cancelled = threading.Event()
+        self._done = threading.Event()
+        self._lock = threading.Lock()
+
+    @property
+    def state(self) -> State:
+        """``waiting``, ``loading``, ``warming``, then ``ready``, ``failed`` or ``cancelled``."""
+        return self._state
+
+    @property
+    def progress(self) -> float:
+        """From 0 to 1; 1 when it is ready."""
+        return self._progress
+
+    @property
+    def error(self) -> TopcoatError | None:
+        """Why it failed."""
+        return self._error
+
+    @property
+    def done(self) -> bool:
+        """Whether it has ended, one way or another."""
+        return self._done.is_set()
+
+    def wait(self, timeout: float | None = None) -> Preparation:
+        """Return when it has ended, or after ``timeout`` s; look at ``state`` then.
+
+        Raises:
+            TopcoatError: it failed.
+        """
+        self._done.wait(timeout)
+        if self._error is not None:
+            raise self._error
+        return self
+
+    def cancel(self) -> None:
+        """Give it up at the next step; a swap then does not happen. Nothing if it has ended."""
+        self._cancelled.set()
+
+    def __repr__(self) -> str:
+        return f"<Preparation of {self._what}: {self._state}, {self._progress:.0%}>"
+
+    # What follows is for the thread that does the work.
+
+    def wait_done(self) -> None:
+        """Return when it has ended; raise nothing."""
+        self._done.wait()
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether it is to be given up."""
+        return self._cancelled.is_set()
+
+    def step(self, state: State, progress: float) -> None:
+        """Say how far it is."""
+        self._state, self._progress = state, progress
+
+    def end(self, state: State, error: TopcoatError | None = None) -> None:
+        """Say that it is over. Only the first time counts."""
+        with self._lock:
+            if self._done.is_set():
+                return
+            self._state, self._error = state, error
+            if state == "ready":
+                self._progress = 1.0
+            self._done.set()
+
+
+def run_in_background(work: Callable[[], None], name: str) -> None:
+    """Run ``work`` on a thread of its own."""
+    threading.Thread(target=work, name=f"topcoat {name}", daemon=True).start()
+
+
+def lower_priority() -> None:
+    """Let the scheduler prefer the other threads of the process; Linux alone can do that.
+
+    Threads that this one starts inherit it, so engines must have been loaded before.
+    """
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)

@@ -1,0 +1,246 @@
+"""One thread that runs frames, and the slots in which they wait. Latest wins, or none is lost."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from topcoat.runtime.frames import Frame
+
+
+class Clock(Protocol):
+    """Time, and waiting for things; tests have one that they turn by hand."""
+
+    def now(self) -> float:
+        """Return seconds since some moment, never less than before."""
+
+    def wait(self, condition: threading.Condition, timeout: float | None) -> None:
+        """Wait for a notification of a condition that is held, for ``timeout`` s at most."""
+
+
+class MonotonicClock:
+    """The machine's."""
+
+    def now(self) -> float:
+        """Return ``time.perf_counter()``."""
+        return time.perf_counter()
+
+    def wait(self, condition: threading.Condition, timeout: float | None) -> None:
+        """Wait on the condition."""
+        condition.wait(timeout)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What ``Pass.set`` sets; a frame keeps those of the call that submitted it."""
+
+    strength: float = 1.0
+    stabilise: float = 0.0
+    blend: str = "normal"
+    mask: NDArray[np.uint8] | None = None
+    """(H, W), rows as those of the colour."""
+
+
+@dataclass(slots=True, eq=False)
+class Slot:
+    """A frame on its way through the worker, with all the memory that it needs."""
+
+    height: int
+    width: int
+    scale: int
+    own_input: Frame
+    """(H, W, 3) RGB."""
+    result: Frame
+    """(H * scale, W * scale, 3) RGB."""
+    color: NDArray | None = None
+    """The application's own pixels, where the result takes its alpha from them."""
+    motion: NDArray[np.float32] | None = None
+    depth: NDArray[np.float32] | None = None
+    mask: NDArray[np.uint8] | None = None
+
+    source: Frame = field(init=False)
+    """What is run: ``own_input``, or the application's memory while it waits."""
+    has_motion: bool = False
+    base: int = -1
+    """The frame to which ``motion`` leads, by its ``sequence``."""
+    has_depth: bool = False
+    has_mask: bool = False
+    reset: bool = False
+    check: bool = False
+    """Compare motion and depth with the pictures."""
+    sequence: int = 0
+    """How many frames were presented before it."""
+    generation: int = 0
+    """Of the pass's layout; slots of former ones are thrown away."""
+    index: int = 0
+    level: int = 0
+    settings: Settings = field(default_factory=Settings)
+
+    finished: bool = False
+    submitted: float = 0.0
+    load: float = 0.0
+    queue: float = 0.0
+    resample: float = 0.0
+    infer: float = 0.0
+    stabilise: float = 0.0
+    composite: float = 0.0
+    work: float = 0.0
+    """ms, all of them, except for ``submitted`` (s of the clock)."""
+    engine: str = ""
+    error: Exception | None = None
+    """Why there is no result."""
+    notes: list[tuple[str, str]] = field(default_factory=list)
+    """(kind, line): what the worker has to tell."""
+
+    def __post_init__(self) -> None:
+        self.source = self.own_input
+
+
+class Worker:
+    """A daemon thread that takes slots from a queue, works on them and puts them on another.
+
+    Args:
+        work: what it does to a slot. It must not raise.
+        clock: for waiting.
+    """
+
+    def __init__(self, work: Callable[[Slot], None], clock: Clock) -> None:
+        self._work = work
+        self._clock = clock
+        self._condition = threading.Condition()
+        self._queue: deque[Slot] = deque()
+        self._done: deque[Slot] = deque()
+        self._running: Slot | None = None
+        self._stopping = False
+        self._abandoned = False
+        self.started = 0.0
+        """When the running frame was begun, or went on to another engine: s of the clock."""
+        self.limit = 0.0
+        """How long that may take, in s."""
+        self.last_taken = -1
+        """Sequence number of the latest frame that was begun."""
+        self.abandoned_slots: tuple[Slot, ...] = ()
+        """What was under way when the thread was given up."""
+        self.ended = threading.Event()
+        """Set when the thread has come to its end."""
+        self._thread = threading.Thread(target=self._loop, name="topcoat pass", daemon=True)
+        self._thread.start()
+
+    def put(self, slot: Slot) -> None:
+        """Queue a frame."""
+        with self._condition:
+            self._queue.append(slot)
+            self._condition.notify_all()
+
+    def take_back(self) -> Slot | None:
+        """Return the latest queued frame, which is not run then; None if none waits."""
+        with self._condition:
+            return self._queue.pop() if self._queue else None
+
+    def take_done(self) -> Slot | None:
+        """Return the earliest finished frame; None if there is none."""
+        with self._condition:
+            return self._done.popleft() if self._done else None
+
+    @property
+    def outstanding(self) -> int:
+        """How many frames are queued, being run, or finished and not taken."""
+        with self._condition:
+            return len(self._queue) + len(self._done) + (self._running is not None)
+
+    @property
+    def running(self) -> Slot | None:
+        """The frame that is being run."""
+        return self._running
+
+    @property
+    def busy(self) -> bool:
+        """Whether a frame is queued or being run."""
+        with self._condition:
+            return bool(self._queue) or self._running is not None
+
+    def overdue(self) -> bool:
+        """Whether the running frame has taken longer than it may."""
+        with self._condition:
+            return self._running is not None and self._clock.now() - self.started > self.limit
+
+    def wait(self, timeout: float | None) -> bool:
+        """Wait until a frame is finished, nothing is being run, or the running one is overdue.
+
+        Args:
+            timeout: in s; None: without an end.
+
+        Returns:
+            Whether there is a finished frame.
+        """
+        until = None if timeout is None else self._clock.now() + timeout
+        with self._condition:
+            while not self._done and (self._queue or self._running is not None):
+                now = self._clock.now()
+                ends = [] if until is None else [until]
+                if self._running is not None:
+                    ends.append(self.started + self.limit)
+                left = min(ends) - now if ends else None
+                if left is not None and left <= 0:
+                    break
+                # Once more when the limit changes, since it is not notified of that.
+                self._clock.wait(self._condition, None if left is None else left + 1e-4)
+            return bool(self._done)
+
+    def extend(self, limit: float) -> None:
+        """Begin the running frame's time anew: it goes on to another engine, or loads one."""
+        with self._condition:
+            self.started = self._clock.now()
+            self.limit = limit
+            self._condition.notify_all()
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether nobody waits for this thread any more."""
+        return self._abandoned
+
+    def abandon(self) -> None:
+        """Give the thread up: what it does has no consequence any more, and it ends when it can."""
+        with self._condition:
+            self._abandoned = True
+            self._stopping = True
+            running = [] if self._running is None else [self._running]
+            self.abandoned_slots = (*running, *self._queue)
+            self._queue.clear()
+            self._condition.notify_all()
+
+    def stop(self, timeout: float) -> bool:
+        """End the thread after the frame that it is at; return whether it ended in time."""
+        with self._condition:
+            self._stopping = True
+            self._queue.clear()
+            self._condition.notify_all()
+        return self.ended.wait(timeout)
+
+    def _loop(self) -> None:
+        while True:
+            with self._condition:
+                while not self._queue and not self._stopping:
+                    self._condition.wait()
+                if self._stopping:
+                    break
+                slot = self._queue.popleft()
+                self._running = slot
+                self.started = self._clock.now()
+                self.last_taken = slot.sequence
+            slot.queue = (self.started - slot.submitted) * 1e3
+            self._work(slot)
+            with self._condition:
+                self._running = None
+                if not self._abandoned:
+                    self._done.append(slot)
+                self._condition.notify_all()
+            del slot  # an idle thread keeps no picture
+        self.ended.set()
