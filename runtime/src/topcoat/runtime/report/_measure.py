@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from topcoat.runtime._errors import BackendError
+from topcoat.runtime._percentiles import nearest_rank
 from topcoat.runtime._textures import nearest_texture_size
 from topcoat.runtime.backends import all_backends
 from topcoat.runtime.bundle import TEXTURE, Manifest
@@ -96,7 +97,7 @@ class Cell:
 
     def percentile(self, percent: float) -> float:
         """Return a percentile by nearest rank: always a latency that really occurred."""
-        return float(np.percentile(self.steady(), percent, method="inverted_cdf"))
+        return nearest_rank(self.steady(), percent)
 
     def share_within(self, budget_ms: float) -> float:
         """Return the share of steady frames that took at most this long, 0..1."""
