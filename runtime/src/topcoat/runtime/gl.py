@@ -1,0 +1,749 @@
+"""OpenGL textures in, OpenGL textures out: :class:`GLTarget` between moderngl and a pass.
+
+Needs the extra ``gl``. Nothing of OpenGL is loaded before a :class:`GLTarget` is made.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from topcoat.runtime._errors import (
+    BackendError,
+    BackendUnavailableError,
+    DeviceLostError,
+    FrameError,
+    PassClosedError,
+    PassError,
+)
+from topcoat.runtime.render_pass._frame import Depth, Motion, RenderFrame
+from topcoat.runtime.render_pass._layout import Alpha, ColorSpace, Layout
+from topcoat.runtime.render_pass._pixels import Copy
+from topcoat.runtime.render_pass._types import Result
+
+if TYPE_CHECKING:
+    import moderngl
+
+Transport = Literal["auto", "pbo", "read"]
+"""How pixels get from the GPU to the host and back, see :class:`GLTarget`."""
+
+_DTYPES: dict[str, type[np.uint8 | np.float16 | np.float32]] = {
+    "f1": np.uint8,
+    "f2": np.float16,
+    "f4": np.float32,
+}
+_SUFFIXES = {"f1": "8", "f2": "16f", "f4": "32f"}
+_ROUNDS = 7
+"""How often a way is timed before one is chosen; the best of them counts."""
+_SLOWER = 1.05
+"""Ways whose times differ by less are the same, and the plainer one is taken."""
+_FRAMEBUFFERS_KEPT = 4
+"""An application that renders into two textures in turn gives two of them."""
+
+_log = logging.getLogger("topcoat.runtime")
+
+
+class Presents(Protocol):
+    """What a target needs of a :class:`topcoat.runtime.Pass`."""
+
+    @property
+    def scale(self) -> int:
+        """Pixels of the result for each pixel of the frame, on each side."""
+
+    def present(self, frame: RenderFrame, out: NDArray[Any] | None = None) -> Result:
+        """Give the best picture there is for a frame."""
+
+
+class GLTarget:
+    """Reads frames from an OpenGL texture, and writes the pictures of a pass into another.
+
+    Ways there and back (``transport``):
+
+    - ``"read"``: ``glReadPixels`` into an array, and ``glTexSubImage2D`` from one.
+    - ``"pbo"``: through pixel buffer objects. With ``delay=0`` they are mapped at once, which some
+      drivers do faster than the plain way. With ``delay=1`` two are used in turn: a call starts the
+      copy of its frame and returns that of the call before, so that the CPU never waits for the
+      GPU to finish a frame. That costs one frame of age, which ``Result.age_frames`` includes.
+    - ``"auto"``: both are timed when this object is made, and ``"read"`` is taken unless ``"pbo"``
+      is faster; with ``delay=1``, ``"pbo"`` unless it is slower. :meth:`explain` says which, and
+      why.
+
+    Buffers are made once, for textures of one size: make another one when a window is resized. It
+    belongs to the thread on which the context is current, and leaves OpenGL's bindings as moderngl
+    keeps them.
+
+    Args:
+        ctx: the moderngl context of the textures.
+        source: what is read: a texture, or a framebuffer's first colour attachment. RGB or RGBA,
+            dtype "f1" (8 bits; also with an sRGB internal format, whose bytes are read as they
+            are), "f2" or "f4", one sample. A texture whose ``swizzle`` is "BGRA" holds its bytes in
+            that order, and they are taken so.
+        target: what is written: a texture like the source, or a framebuffer with one. Its size is
+            the source's times the pass's scale. It may be the source itself. None: nothing; the
+            pictures are in ``Result.image``.
+        transport: as above.
+        delay: how many frames a read may be late: 0 or 1.
+        region: (x, y, width, height) in pixels, y up: the part that is the picture. The same part
+            of the target is written. None: all of it.
+        color_space: of the pixels, see :class:`topcoat.runtime.Layout`.
+        exposure: likewise.
+        alpha: likewise.
+        motion_scale: what the motion texture's values are multiplied by to become pixels, see
+            :class:`topcoat.runtime.Motion`.
+        motion_direction: likewise.
+        motion_y: likewise; None: up, as OpenGL counts.
+        depth_inverted: see :class:`topcoat.runtime.Depth`.
+        depth_linear: likewise.
+
+    Raises:
+        FrameError: a texture is not as described.
+        PassError: an option is not as described.
+        BackendUnavailableError: moderngl is not installed, or a transport that was asked for does
+            not work on this driver.
+        DeviceLostError: the context was lost.
+    """
+
+    def __init__(
+        self,
+        ctx: moderngl.Context,
+        source: moderngl.Texture | moderngl.Framebuffer,
+        target: moderngl.Texture | moderngl.Framebuffer | None = None,
+        *,
+        transport: Transport = "auto",
+        delay: int = 0,
+        region: tuple[int, int, int, int] | None = None,
+        color_space: ColorSpace = "srgb",
+        exposure: float = 1.0,
+        alpha: Alpha = "keep",
+        motion_scale: tuple[float, float] = (1.0, 1.0),
+        motion_direction: Literal["to-previous", "from-previous"] = "to-previous",
+        motion_y: Literal["up", "down"] | None = None,
+        depth_inverted: bool = False,
+        depth_linear: bool = False,
+    ) -> None:
+        _require_moderngl()
+        if transport not in ("auto", "pbo", "read"):
+            raise PassError(f"transport is {transport!r}, wanted auto, pbo or read")
+        if delay not in (0, 1) or isinstance(delay, bool):
+            raise PassError(f"delay is {delay!r}, wanted 0 or 1 frames")
+        if delay and transport == "read":
+            raise PassError("a plain read has no delay, wanted delay=0 or another transport")
+        self._ctx = ctx
+        self._delay = delay
+        self._closed = False
+        self._told = False
+        self._source = _Attachment.of(ctx, source, "source")
+        self._region = _region(region, self._source.size)
+        self._target = None if target is None else _Attachment.of(ctx, target, "target")
+        self._scale = self._target_scale()
+        order = self._source.order
+        self._layout = Layout(
+            format=f"{order}{_SUFFIXES[self._source.dtype]}",  # type: ignore[arg-type]
+            color_space=color_space,
+            exposure=exposure,
+            origin="bottom-left",
+            alpha=alpha,
+        )
+        self._motion_options: dict[str, Any] = {
+            "scale": motion_scale,
+            "direction": motion_direction,
+            "y": motion_y,
+        }
+        self._depth_options = {"inverted": depth_inverted, "linear": depth_linear}
+        self._reasons: dict[str, str] = {}
+        self._colour = _Reader(ctx, self._source, self._region, "read", 0)
+        self._transport = self._choose(transport)
+        if self._transport == "pbo":
+            self._colour = _Reader(ctx, self._source, self._region, "pbo", delay)
+        self._motion: _Reader | None = None
+        self._depth: _Reader | None = None
+        self._uploads: _Uploads | None = None
+        if self._target is not None:
+            self._uploads = _Uploads(ctx, self._picture_bytes, self._transport)
+        self._frame = RenderFrame(color=self._colour.array, layout=self._layout)
+        self._out: NDArray[Any] | None = None
+        self._before: tuple[int | None, bool, NDArray[np.uint8] | None] | None = None
+        """Index, reset and mask of the frame that is being copied."""
+
+    # --- what it is ------------------------------------------------------------------------------
+
+    @property
+    def layout(self) -> Layout:
+        """Of the arrays that :meth:`read` returns and :meth:`write` takes: rows from the bottom."""
+        return self._layout
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the frames, as ``Pass.prepare`` wants it."""
+        return self._region[3], self._region[2]
+
+    @property
+    def transport(self) -> Literal["pbo", "read"]:
+        """The way that was chosen."""
+        return self._transport
+
+    @property
+    def copies(self) -> tuple[Copy, ...]:
+        """What is copied for each frame between OpenGL and the host; the pass adds its own."""
+        through = " through a pixel buffer object" if self._transport == "pbo" else ""
+        why = "the network's input is prepared on the host"
+        found = [
+            Copy(f"{name} texture to the host{through}", reader.array.nbytes, why)
+            for name, reader in (
+                ("source", self._colour),
+                ("motion", self._motion),
+                ("depth", self._depth),
+            )
+            if reader is not None
+        ]
+        if self._target is not None:
+            found.append(
+                Copy(
+                    f"picture to the target texture{through}",
+                    self._picture_bytes,
+                    "the picture is composed on the host",
+                )
+            )
+        return tuple(found)
+
+    def explain(self) -> str:
+        """Return, in lines: the way that was chosen, why not the other, and copies per frame."""
+        height, width = self.size
+        lines = [f"OpenGL: {self._layout.format} {width}x{height}, first row at the bottom"]
+        for name in ("read", "pbo"):
+            mark = "->" if name == self._transport else "--"
+            lines.append(f"  {mark} {name:5} {self._reasons[name]}")
+        return "\n".join([*lines, *(f"  copy: {copy}" for copy in self.copies)])
+
+    # --- pixels ----------------------------------------------------------------------------------
+
+    def read(self) -> NDArray[Any]:
+        """Return the source's pixels: (H, W, 3 or 4), first row at the bottom.
+
+        The array belongs to this object, and the next read writes into it. With ``delay=1`` it
+        holds the frame of the call before.
+
+        Raises:
+            FrameError: the texture was released.
+            DeviceLostError: the context was lost.
+            PassClosedError: this object was closed.
+        """
+        self._check_open()
+        self._guarded(lambda: self._colour.read(self._source))
+        self._look_for_errors()
+        return self._colour.array
+
+    def write(self, array: NDArray[Any]) -> None:
+        """Write pixels into the target texture, all of it or its part that is the region.
+
+        Args:
+            array: (H * scale, W * scale, C) of the source's type and order of channels,
+                C-contiguous, first row at the bottom.
+
+        Raises:
+            FrameError: the array is not as described, or the texture was released.
+            PassError: there is no target.
+            DeviceLostError: the context was lost.
+            PassClosedError: this object was closed.
+        """
+        self._check_open()
+        target, uploads = self._target, self._uploads
+        if target is None or uploads is None:
+            raise PassError("there is no target to write to; give one to GLTarget")
+        shape = self._picture_shape
+        if array.shape != shape or array.dtype != self._layout.dtype:
+            raise FrameError(
+                f"the picture is {array.dtype} of shape {array.shape}, wanted"
+                f" {self._layout.dtype} of shape {shape}"
+            )
+        if not array.flags.c_contiguous:
+            raise FrameError(
+                "the picture is not C-contiguous; pass numpy.ascontiguousarray(picture)"
+            )
+        self._guarded(lambda: uploads.write(target, array, self._viewport))
+        self._look_for_errors()
+
+    def present(
+        self,
+        pass_: Presents,
+        *,
+        motion: moderngl.Texture | None = None,
+        depth: moderngl.Texture | None = None,
+        mask: NDArray[np.uint8] | None = None,
+        index: int | None = None,
+        reset: bool = False,
+    ) -> Result:
+        """Read the frame, present it to the pass, and write what it gives into the target.
+
+        Args:
+            pass_: whose ``present`` is called, on this thread.
+            motion: two components, or more of which the first two are taken, "f2" or "f4"; of the
+                source's size, or coarser as :class:`topcoat.runtime.Motion` allows.
+            depth: a depth texture, or one component of "f2" or "f4", of the source's size.
+            mask: (H, W) uint8, first row at the bottom.
+            index: the application's number of this frame.
+            reset: a camera cut.
+
+        Returns:
+            What the pass returned. With ``delay=1`` its ``age_frames`` is one more, and ``index``
+            is still that of the frame which the picture shows. ``image`` is an array of this
+            object, and holds the picture until the next call.
+
+        Raises:
+            FrameError: a texture is not as described, or was released.
+            DeviceLostError: the context was lost.
+            PassClosedError: this object, or the pass, was closed.
+            TopcoatError: what ``Pass.present`` raises.
+        """
+        self._check_open()
+        frame = self._frame
+        if self._target is not None and pass_.scale != self._scale:
+            raise FrameError(
+                f"the target is {self._scale} times as large as the source, and the pass enlarges"
+                f" {pass_.scale} times; give a target of the size that it makes"
+            )
+        frame.color = self.read()
+        frame.motion = self._read_motion(motion)
+        frame.depth = self._read_depth(depth)
+        late = 0
+        if self._delay:
+            # What was read is the frame of the call before, and so has to be the rest of it.
+            now = index, reset, None if mask is None else mask.copy()
+            before, self._before = self._before, now
+            if before is not None:
+                late = 1
+                index, reset, mask = before
+                # The first frame comes twice, and nothing moved in between.
+                reset = reset or self._colour.started == 2
+            elif index is not None:
+                index -= 1
+        frame.index, frame.reset, frame.mask = index, reset, mask
+        if self._out is None or pass_.scale * self.size[0] != self._out.shape[0]:
+            height, width = self.size
+            scale = pass_.scale
+            self._out = np.zeros(
+                (height * scale, width * scale, self._layout.channels), self._layout.dtype
+            )
+        result = pass_.present(frame, out=self._out)
+        if self._target is not None:
+            self.write(self._out)
+        return replace(result, age_frames=result.age_frames + late) if late else result
+
+    def close(self) -> None:
+        """Free the buffers. The textures are the application's and stay. Closing twice is fine."""
+        if self._closed:
+            return
+        self._closed = True
+        for part in (self._colour, self._motion, self._depth, self._uploads):
+            if part is not None:
+                part.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # --- the inside ------------------------------------------------------------------------------
+
+    @property
+    def _picture_shape(self) -> tuple[int, int, int]:
+        height, width = self.size
+        return height * self._scale, width * self._scale, self._layout.channels
+
+    @property
+    def _picture_bytes(self) -> int:
+        height, width, channels = self._picture_shape
+        return height * width * channels * self._layout.dtype.itemsize
+
+    @property
+    def _viewport(self) -> tuple[int, int, int, int]:
+        """The region of the target."""
+        x, y, width, height = (value * self._scale for value in self._region)
+        return x, y, width, height
+
+    def _target_scale(self) -> int:
+        target, source = self._target, self._source
+        if target is None:
+            return 1
+        if target.texture is None:
+            raise FrameError(
+                "the target is a framebuffer without a colour texture, such as a window's; give a"
+                " texture, and copy or draw that into the window"
+            )
+        if (target.order, target.dtype) != (source.order, source.dtype):
+            raise FrameError(
+                f"the target is {target.order}{_SUFFIXES[target.dtype]}, the source"
+                f" {source.order}{_SUFFIXES[source.dtype]}; give a target like the source"
+            )
+        scale = max(1, target.size[0] // source.size[0])
+        if target.size != (source.size[0] * scale, source.size[1] * scale):
+            raise FrameError(
+                f"the target is {target.size[0]}x{target.size[1]}, wanted the source's"
+                f" {source.size[0]}x{source.size[1]}, or that times the scale of the pass"
+            )
+        return scale
+
+    def _choose(self, wanted: Transport) -> Literal["pbo", "read"]:
+        """Time both ways, and keep why one was taken."""
+        import moderngl
+
+        # A frame that is still being drawn would be waited for by whichever way comes first.
+        self._ctx.finish()
+        read_ms = _best_ms(lambda: self._colour.read(self._source))
+        trial: _Reader | None = None
+        try:
+            trial = _Reader(self._ctx, self._source, self._region, "pbo", self._delay)
+            pbo = trial
+            pbo_ms = _best_ms(lambda: pbo.read(self._source))
+        except moderngl.Error as error:
+            pbo_ms = float("inf")
+            self._reasons["pbo"] = f"does not work on this driver ({_one_line(error)})"
+            if wanted == "pbo":
+                raise BackendUnavailableError(
+                    f"pixel buffer objects do not work on this driver ({_one_line(error)}); use"
+                    " transport='read'"
+                ) from error
+        finally:
+            if trial is not None:
+                trial.release()
+        self._look_for_errors()
+        self._reasons["read"] = f"{read_ms:.2f} ms to read a frame"
+        self._reasons.setdefault("pbo", f"{pbo_ms:.2f} ms to read a frame")
+        if wanted != "auto":
+            self._reasons[wanted] += ", asked for"
+            return wanted
+        if self._delay:
+            faster = pbo_ms <= read_ms * _SLOWER
+            self._reasons["pbo"] += ", waiting for the GPU left out; one frame late"
+        else:
+            faster = pbo_ms * _SLOWER < read_ms
+        return "pbo" if faster else "read"
+
+    def _read_motion(self, texture: moderngl.Texture | None) -> Motion | None:
+        if texture is None:
+            return None
+        at = _Attachment.side(self._ctx, texture, "motion", least=2)
+        reader = self._motion
+        if reader is None or not reader.fits(at):
+            reader = self._motion = self._side_reader(at, reader)
+            self._motion_given = Motion(data=reader.array[..., :2], **self._motion_options)
+        return self._motion_given if self._read_side(reader, at) else None
+
+    def _read_depth(self, texture: moderngl.Texture | None) -> Depth | None:
+        if texture is None:
+            return None
+        at = _Attachment.side(self._ctx, texture, "depth", least=1)
+        reader = self._depth
+        if reader is None or not reader.fits(at):
+            reader = self._depth = self._side_reader(at, reader)
+            self._depth_given = Depth(data=reader.array[..., 0], **self._depth_options)
+        return self._depth_given if self._read_side(reader, at) else None
+
+    def _read_side(self, reader: _Reader, at: _Attachment) -> bool:
+        """Read a side input; return whether it is of the same frame as the colour."""
+        self._guarded(lambda: reader.read(at))
+        frame, before = self._colour.started, reader.last
+        reader.last = frame
+        # A copy that was not begun with the call before is of some other frame.
+        return not self._delay or frame == 1 or before == frame - 1
+
+    def _side_reader(self, at: _Attachment, old: _Reader | None) -> _Reader:
+        if old is not None:
+            old.release()
+        whole = (0, 0, *at.size)
+        region = self._region if at.size == self._source.size else whole
+        return _Reader(self._ctx, at, region, self._transport, self._colour.delay)
+
+    def _guarded(self, action: Callable[[], Any]) -> Any:  # noqa: ANN401 - what the action returns
+        import moderngl
+
+        try:
+            return action()
+        except moderngl.Error as error:
+            self._look_for_errors()
+            raise BackendError(
+                f"OpenGL refused to move a frame ({_one_line(error)}); make another GLTarget"
+            ) from error
+
+    def _look_for_errors(self) -> None:
+        error = self._ctx.error
+        if error == "GL_NO_ERROR":
+            return
+        if error == "GL_CONTEXT_LOST":
+            raise DeviceLostError(
+                "the OpenGL context was lost (the GPU was reset); make a new context and its"
+                " textures, then another GLTarget"
+            )
+        if not self._told:
+            # It may well be the application's own: asking for it is what clears it.
+            self._told = True
+            _log.warning("OpenGL reports %s, of a call up to now; said once", error)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise PassClosedError("this GLTarget was closed; make another one")
+
+
+# ------------------------------------------------------------------------------------- attachments
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Attachment:
+    """A texture, or what a framebuffer draws into, checked."""
+
+    size: tuple[int, int]
+    components: int
+    dtype: str
+    order: str
+    """Of the bytes: "rgb", "rgba", "bgr" or "bgra"; "" for what is no colour."""
+    texture: moderngl.Texture | None
+    framebuffer: moderngl.Framebuffer | None = None
+    """Of the application; None: one is made for the texture."""
+    depth: bool = False
+
+    @classmethod
+    def of(
+        cls, ctx: moderngl.Context, thing: moderngl.Texture | moderngl.Framebuffer, what: str
+    ) -> _Attachment:
+        """Check a colour texture or framebuffer."""
+        import moderngl
+
+        if isinstance(thing, moderngl.Framebuffer):
+            _check_alive(ctx, thing, what)
+            attached = thing.color_attachments
+            if not attached:
+                return cls(thing.size, 4, "f1", "rgba", None, thing)
+            first = attached[0]
+            order = _order(first, what)
+            texture = first if isinstance(first, moderngl.Texture) else None
+            return cls(first.size, first.components, first.dtype, order, texture, thing)
+        if not isinstance(thing, moderngl.Texture):
+            raise FrameError(
+                f"the {what} is {type(thing).__name__}, wanted a moderngl.Texture or Framebuffer"
+            )
+        _check_alive(ctx, thing, what)
+        order = _order(thing, what)
+        return cls(thing.size, thing.components, thing.dtype, order, thing)
+
+    @classmethod
+    def side(
+        cls, ctx: moderngl.Context, texture: moderngl.Texture, what: str, *, least: int
+    ) -> _Attachment:
+        """Check a motion or depth texture."""
+        import moderngl
+
+        if not isinstance(texture, moderngl.Texture):
+            raise FrameError(
+                f"the {what} texture is {type(texture).__name__}, wanted a moderngl.Texture"
+            )
+        _check_alive(ctx, texture, f"{what} texture")
+        if texture.samples or texture.dtype not in ("f2", "f4") or texture.components < least:
+            raise FrameError(
+                f"the {what} texture has {texture.components} components of {texture.dtype!r} and"
+                f" {texture.samples} samples, wanted at least {least} of 'f2' or 'f4' and one"
+                " sample"
+            )
+        return cls(
+            texture.size, texture.components, texture.dtype, "", texture, depth=bool(texture.depth)
+        )
+
+
+def _check_alive(
+    ctx: moderngl.Context, thing: moderngl.Texture | moderngl.Framebuffer, what: str
+) -> None:
+    if type(thing.mglo).__name__ == "InvalidObject":
+        raise FrameError(f"the {what} was released; make another GLTarget")
+    if thing.ctx is not ctx:
+        raise FrameError(
+            f"the {what} is of another OpenGL context; give the context that it was made in"
+        )
+
+
+def _order(thing: Any, what: str) -> str:  # noqa: ANN401 - a texture or renderbuffer
+    if getattr(thing, "depth", False):
+        raise FrameError(f"the {what} is a depth texture, wanted a colour")
+    if thing.samples:
+        raise FrameError(
+            f"the {what} has {thing.samples} samples a pixel, wanted one; resolve it with"
+            " ctx.copy_framebuffer first"
+        )
+    if thing.dtype not in _DTYPES or thing.components not in (3, 4):
+        raise FrameError(
+            f"the {what} has {thing.components} components of {thing.dtype!r}, wanted 3 or 4 of"
+            " 'f1', 'f2' or 'f4'"
+        )
+    # What shaders see as red is said by the swizzle; what lies first in memory is the first.
+    swizzle = str(getattr(thing, "swizzle", "RGBA"))
+    known = {"RGB": "rgb", "BGR": "bgr"}.get(swizzle[:3])
+    if known is None or (thing.components == 4 and swizzle[3:] not in ("A", "1")):
+        raise FrameError(f"the {what} has the swizzle {swizzle!r}, wanted RGBA or BGRA")
+    return known if thing.components == 3 else known + "a"
+
+
+def _region(
+    region: tuple[int, int, int, int] | None, size: tuple[int, int]
+) -> tuple[int, int, int, int]:
+    if region is None:
+        return 0, 0, *size
+    x, y, width, height = region
+    if min(x, y) < 0 or min(width, height) < 1 or x + width > size[0] or y + height > size[1]:
+        raise FrameError(
+            f"region {region} is not within the source of {size[0]}x{size[1]}; give (x, y, width,"
+            " height) in pixels"
+        )
+    return x, y, width, height
+
+
+# ------------------------------------------------------------------------------------- both ways
+
+
+class _Reader:
+    """Reads one kind of texture into one array."""
+
+    def __init__(
+        self,
+        ctx: moderngl.Context,
+        like: _Attachment,
+        region: tuple[int, int, int, int],
+        transport: Literal["pbo", "read"],
+        delay: int,
+    ) -> None:
+        self._ctx = ctx
+        self._like = like
+        self._region = region
+        self.delay = delay
+        shape = (region[3], region[2], like.components)
+        self.array: NDArray[Any] = np.zeros(shape, _DTYPES[like.dtype])
+        self._framebuffers: list[tuple[moderngl.Texture, moderngl.Framebuffer]] = []
+        count = 0 if transport == "read" else 1 + delay
+        self._buffers = [ctx.buffer(reserve=self.array.nbytes, dynamic=True) for _ in range(count)]
+        self.started = 0
+        """How many copies through buffers were begun."""
+        self.last = 0
+        """The frame for which that was done last, where the caller keeps count."""
+        self._options: dict[str, Any] = {
+            "viewport": region,
+            "components": like.components,
+            "attachment": -1 if like.depth else 0,
+            "alignment": 1,
+            "dtype": like.dtype,
+        }
+
+    def fits(self, other: _Attachment) -> bool:
+        """Return whether another texture can be read by this one."""
+        mine = self._like
+        return (other.size, other.components, other.dtype, other.depth) == (
+            mine.size,
+            mine.components,
+            mine.dtype,
+            mine.depth,
+        )
+
+    def read(self, at: _Attachment) -> NDArray[Any]:
+        """Return the array, filled; with a delay, with what the call before began to copy."""
+        framebuffer = self._framebuffer(at)
+        if not self._buffers:
+            framebuffer.read_into(self.array, **self._options)
+            return self.array
+        count = len(self._buffers)
+        framebuffer.read_into(self._buffers[self.started % count], **self._options)
+        self.started += 1
+        # The very first has nothing before it.
+        ready = self.started if self.started >= count else 0
+        self._buffers[ready % count].read_into(self.array)
+        return self.array
+
+    def _framebuffer(self, at: _Attachment) -> moderngl.Framebuffer:
+        texture = at.texture
+        if texture is not None:
+            _check_alive(self._ctx, texture, "texture")
+        if at.framebuffer is not None:
+            _check_alive(self._ctx, at.framebuffer, "framebuffer")
+            return at.framebuffer
+        assert texture is not None
+        for known, framebuffer in self._framebuffers:
+            if known is texture:
+                return framebuffer
+        if len(self._framebuffers) >= _FRAMEBUFFERS_KEPT:
+            self._framebuffers.pop(0)[1].release()
+        made = (
+            self._ctx.framebuffer(depth_attachment=texture)
+            if at.depth
+            else self._ctx.framebuffer([texture])
+        )
+        self._framebuffers.append((texture, made))
+        return made
+
+    def release(self) -> None:
+        """Free what is OpenGL's."""
+        for _, framebuffer in self._framebuffers:
+            framebuffer.release()
+        for buffer in self._buffers:
+            buffer.release()
+        self._framebuffers, self._buffers = [], []
+
+
+class _Uploads:
+    """Writes pictures into a texture, through two buffers in turn or directly."""
+
+    def __init__(self, ctx: moderngl.Context, size: int, transport: Literal["pbo", "read"]) -> None:
+        self._ctx = ctx
+        count = 2 if transport == "pbo" else 0
+        self._buffers = [ctx.buffer(reserve=size, dynamic=True) for _ in range(count)]
+        self._next = 0
+
+    def write(
+        self, at: _Attachment, picture: NDArray[Any], viewport: tuple[int, int, int, int]
+    ) -> None:
+        texture = at.texture
+        assert texture is not None
+        _check_alive(self._ctx, texture, "target")
+        if not self._buffers:
+            texture.write(picture, viewport=viewport, alignment=1)
+            return
+        buffer = self._buffers[self._next]
+        self._next = 1 - self._next
+        buffer.orphan()  # the GPU may still read what was in it
+        buffer.write(picture)
+        texture.write(buffer, viewport=viewport, alignment=1)
+
+    def release(self) -> None:
+        """Free what is OpenGL's."""
+        for buffer in self._buffers:
+            buffer.release()
+        self._buffers = []
+
+
+def _best_ms(action: Callable[[], Any]) -> float:
+    best = float("inf")
+    for _ in range(_ROUNDS):
+        begin = time.perf_counter()
+        action()
+        best = min(best, time.perf_counter() - begin)
+    return best * 1e3
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def _require_moderngl() -> None:
+    try:
+        import moderngl  # noqa: F401 - only whether it is there
+    except ImportError as error:
+        raise BackendUnavailableError(
+            "moderngl is not installed; pip install 'topcoat-runtime[gl]'"
+        ) from error
