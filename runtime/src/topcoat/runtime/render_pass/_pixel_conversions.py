@@ -304,6 +304,9 @@ class _StraightFloats(_Floats):
         for block in _blocks(rgb):
             source, out = picture[block], rgb[block]
             work = self._array("work", source.shape, np.float32)
+            if not source.flags.c_contiguous:  # which makes arithmetic allocate a buffer
+                np.copyto(work, source)
+                source = work
             np.fmax(source, _ZERO, out=work)  # of x and not-a-number: x
             np.fmin(work, self._most, out=work)
             np.multiply(work, self._factor, out=work)

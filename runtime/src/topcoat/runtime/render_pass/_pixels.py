@@ -350,7 +350,9 @@ def _checked_color(layout: Layout, color: object) -> Pixels:
     if color.ndim != 3 or color.shape[2] != layout.channels:
         raise FrameError(f"frame has shape {color.shape}, {want}; {_shape_advice(layout, color)}")
     if 0 in color.shape:
-        raise FrameError(f"frame has shape {color.shape}, which holds no pixel; pass a real frame")
+        raise FrameError(
+            f"frame has shape {color.shape}, which holds no pixel, {want}; pass a real frame"
+        )
     if layout.extent is not None:
         x, y, width, height = layout.extent
         rows, columns = color.shape[:2]
