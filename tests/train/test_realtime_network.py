@@ -10,14 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from topcoat.train import RecipeError, load_checkpoint
+from topcoat.train.cli.train_style import main
 from topcoat.train.frames import frame_tensor
 from topcoat.train.losses import stability_loss
 from topcoat.train.networks import NETWORKS, Realtime, RealtimeSettings, build_network
 from topcoat.train.networks.realtime import PhaseConv2d
 from topcoat.train.pictures import open_rgb, sample_photographs
 from topcoat.train.recipes import STYLE_RECIPES, StyleRecipe
-
-from .conftest import Run
 
 
 def _photograph(height: int, width: int) -> Tensor:
@@ -206,16 +205,20 @@ def test_what_moves_along_with_its_input_is_stable_and_a_grid_is_not() -> None:
 
 
 def test_training_with_the_recipe_writes_a_checkpoint_and_logs_the_stability(
-    train_style: Run, tmp_path: Path, photographs: Path, tiny: tuple[str, ...]
+    tmp_path: Path,
+    photographs: Path,
+    loss_weights: Path,
+    tiny: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    done = train_style(
-        *("--recipe", "realtime", "--style", "poster", "--content", photographs, *tiny),
-        *("--steps", 3, "--log-every", 1),
-    )
-    assert done.returncode == 0, done.stderr
-    checkpoint = load_checkpoint(tmp_path / "poster.pt")
+    monkeypatch.setenv("TOPCOAT_KEEP_MALLOC", "1")
+    output = tmp_path / "poster.pt"
+    command = ["--recipe", "realtime", "--style", "poster", "--content", str(photographs)]
+    command += ["--loss-weights", str(loss_weights), "--output", str(output), *tiny]
+    assert main([*command, "--steps", "3", "--log-every", "1", "--quiet"]) == 0
+    checkpoint = load_checkpoint(output)
     assert checkpoint.network["name"] == "realtime"
-    assert checkpoint.history
+    assert len(checkpoint.history) == 3
     assert all(entry["stability"] > 0 for entry in checkpoint.history)
     frame = torch.full((1, 3, 32, 32), 0.4)
     answer = checkpoint.build_network().eval()(frame)
