@@ -8,8 +8,13 @@ A frame is uint8, (H, W, 3) or (N, H, W, 3), RGB, C-contiguous::
         styled = model.process(frame)
         print(model.explain())
 
+A renderer that needs a picture for every frame, in time, opens a :class:`Pass`.
+
 Importing this package loads numpy and nothing else; engines load with the first ``open``.
 """
+
+import importlib
+import typing
 
 from topcoat.runtime._errors import (
     BackendError,
@@ -24,9 +29,13 @@ from topcoat.runtime._errors import (
     FrameError,
     FrameMemoryError,
     FrameOutsideProfileError,
+    InvalidResultError,
     MediaError,
     ModelClosedError,
     ParityError,
+    PassClosedError,
+    PassError,
+    PassThreadError,
     TextureError,
     TileError,
     TopcoatError,
@@ -51,6 +60,24 @@ from topcoat.runtime.frames import Frame
 from topcoat.runtime.model import Model
 from topcoat.runtime.model import open_model as open
 
+if typing.TYPE_CHECKING:
+    from topcoat.runtime.render_pass import (
+        Copy,
+        Depth,
+        Event,
+        Layout,
+        Level,
+        Motion,
+        Pass,
+        Policy,
+        Preparation,
+        RenderFrame,
+        Requirements,
+        Result,
+        Status,
+        Timings,
+    )
+
 __all__ = [
     "BackendError",
     "BackendUnavailableError",
@@ -59,10 +86,13 @@ __all__ = [
     "BundleVersionError",
     "BundleWriteError",
     "Candidate",
+    "Copy",
+    "Depth",
     "DeviceLostError",
     "DeviceMemoryError",
     "EngineInfo",
     "EngineName",
+    "Event",
     "Explanation",
     "Fallback",
     "FallbackWarning",
@@ -71,17 +101,32 @@ __all__ = [
     "FrameError",
     "FrameMemoryError",
     "FrameOutsideProfileError",
+    "InvalidResultError",
+    "Layout",
+    "Level",
     "Manifest",
     "MediaError",
     "Model",
     "ModelClosedError",
+    "Motion",
     "ParityError",
     "ParityRow",
+    "Pass",
+    "PassClosedError",
+    "PassError",
+    "PassThreadError",
+    "Policy",
     "Port",
+    "Preparation",
     "Profile",
+    "RenderFrame",
+    "Requirements",
+    "Result",
     "SizeRule",
+    "Status",
     "TextureError",
     "TileError",
+    "Timings",
     "TopcoatError",
     "UnverifiedWarning",
     "Variant",
@@ -91,3 +136,29 @@ __all__ = [
     "verify",
     "verify_files",
 ]
+
+_OF_RENDER_PASS = frozenset(
+    {
+        "Copy",
+        "Depth",
+        "Event",
+        "Layout",
+        "Level",
+        "Motion",
+        "Pass",
+        "Policy",
+        "Preparation",
+        "RenderFrame",
+        "Requirements",
+        "Result",
+        "Status",
+        "Timings",
+    }
+)
+
+
+def __getattr__(name: str) -> object:
+    """Load the render pass when it is first asked for: most programs only open models."""
+    if name in _OF_RENDER_PASS:
+        return getattr(importlib.import_module("topcoat.runtime.render_pass"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -146,7 +146,7 @@ class Delivery:
                 return self.passed_through(frame, plan, call, reason)
             image = self._out(plan) if call.out is None else call.out
             if slot.color is not None:
-                plan.copy(slot.color, image)
+                plan.copy(slot.color, image, self._scale)
             else:
                 # The frame as the network was given it; the application's own pixels are gone.
                 if self._scale > 1:
@@ -167,7 +167,7 @@ class Delivery:
         else:
             image = self._out(plan) if call.out is None else call.out
             if image is not frame.color or not self._frame_is_result:
-                plan.copy(frame.color, image)
+                plan.copy(frame.color, image, self._scale)
                 call.copied += self.store_bytes
         timings = self._timings(call, start, None)
         return Result(image, Status.PASSTHROUGH, 0, self._inputs.index, "", reason, timings)

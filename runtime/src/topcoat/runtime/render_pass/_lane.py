@@ -7,12 +7,15 @@ from collections.abc import Callable
 import numpy as np
 
 from topcoat.runtime._errors import BackendError
-from topcoat.runtime.render_pass._engines import close_all
+from topcoat.runtime.render_pass._engines import Seat, close_all
 from topcoat.runtime.render_pass._loading import Rosters
 from topcoat.runtime.render_pass._pipeline import Pipeline
 from topcoat.runtime.render_pass._pixels import PixelPlan
 from topcoat.runtime.render_pass._types import Mode, Policy
 from topcoat.runtime.render_pass._worker import Clock, Slot, Worker
+
+_LOST = -1
+"""The generation of a slot into which a thread that was given up may still write."""
 
 
 class Lane:
@@ -71,8 +74,10 @@ class Lane:
         self._given_up = [one for one in self._given_up if not one.ended.is_set()]
         return len(self._given_up)
 
-    def start(self, rosters: Rosters) -> None:
-        """Start the worker, if there is none."""
+    def start(
+        self, rosters: Rosters, queued: tuple[Slot, ...] = (), done: tuple[Slot, ...] = ()
+    ) -> None:
+        """Start the worker, if there is none; ``queued`` and ``done`` are of the one before."""
         if self._worker is not None:
             return
         # The pipeline asks its worker, which is made of it.
@@ -83,7 +88,9 @@ class Lane:
             extend=lambda limit: worker.extend(limit),
             abandoned=lambda: worker.abandoned,
         )
-        worker = Worker(pipeline.work, self._clock)
+        worker = Worker(
+            pipeline.work, self._clock, self._policy.hang_ms / 1e3, queued=queued, done=done
+        )
         self._pipeline, self._worker = pipeline, worker
 
     def change_to(self, rosters: Rosters) -> None:
@@ -174,12 +181,21 @@ class Lane:
         worker, pipeline = self._worker, self._pipeline
         if worker is None or pipeline is None or not worker.overdue():
             return
-        slot, seat = worker.running, pipeline.seat
-        worker.abandon()
+        seat = pipeline.seat
+        slot, queued, done = worker.abandon()
+        if slot is not None:  # else it has come back at the last moment
+            self._lose(slot, seat, worker, pipeline)
+        if pipeline.rosters is not in_use:
+            close_all(pipeline.rosters)
+        self._worker = self._pipeline = None
+        self.start(in_use, queued, done)
+
+    def _lose(self, slot: Slot, seat: Seat | None, worker: Worker, pipeline: Pipeline) -> None:
+        """Account for a frame in which a thread hangs, and for the engine that it hangs in."""
         self._given_up.append(worker)
         self.failures += 1
         text = f"it has not come back for {worker.limit:g} s and is given up"
-        if seat is not None and slot is not None:
+        if seat is not None:
             seat.busy = worker.ended
             line = pipeline.demote(seat, BackendError(text), (slot.height, slot.width))
             if line is not None:
@@ -189,13 +205,9 @@ class Lane:
         else:
             self._tell("failed", f"the thread of the pass hangs: {text}")
         self.failure = BackendError(text)
-        for lost in worker.abandoned_slots:
-            lost.error = self.failure
-        self.drop_slots()  # the thread may still write into them
-        if pipeline.rosters is not in_use:
-            close_all(pipeline.rosters)
-        self._worker = self._pipeline = None
-        self.start(in_use)
+        slot.error = self.failure
+        slot.finished = True
+        slot.generation = _LOST
 
     def close(self) -> None:
         """Stop the worker and free the engines that do not hang."""

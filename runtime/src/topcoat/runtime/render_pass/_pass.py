@@ -29,6 +29,7 @@ from topcoat.runtime.render_pass._stats import FrameLog, Stats
 from topcoat.runtime.render_pass._types import (
     MODES,
     Event,
+    EventKind,
     Mode,
     Policy,
     Requirements,
@@ -392,7 +393,7 @@ class Pass:
         strength: float | None = None,
         stabilise: float | None = None,
         blend: Literal["normal", "luminance", "colour"] | None = None,
-        mask: NDArray[np.uint8] | None | Literal["none"] = None,
+        mask: NDArray[np.uint8] | Literal["none"] | None = None,
     ) -> None:
         """Change how results are laid over frames, from the next submitted frame on, all at once.
 
@@ -547,11 +548,11 @@ class Pass:
 
     def _tell(
         self,
-        kind: Any,
+        kind: EventKind,
         text: str,
         *,
         once: bool = False,
-        key: str | None = None,  # noqa: ANN401
+        key: str | None = None,
     ) -> None:
         """Log a line and give it to the application. No exception of it gets further.
 
@@ -572,7 +573,7 @@ class Pass:
         _log.log(level, "%s: %s", self._loader.source.name, text)
         if self._on_event is not None:
             try:
-                self._on_event(Event(kind, text, self._index))
+                self._on_event(Event(kind, text, self._inputs.index))
             except Exception:
                 _log.exception("on_event raised")
 
@@ -609,6 +610,7 @@ class Pass:
             self._inputs.use(plan)
             self._delivery.use(plan)
             self._lane.drop_slots()
+            self._governor.reset()
             self._unseen = False
         self._inputs.begin(frame)
         known = self._inputs.plan
@@ -620,6 +622,7 @@ class Pass:
         successor = self._loader.take_over()
         if successor is not None:
             self._lane.change_to(successor)
+            self._governor.reset()
         rosters = self._loader.rosters((plan.height, plan.width), wait=wait)
         if rosters is None:
             return False
@@ -631,7 +634,7 @@ class Pass:
         """Let the governor know what a frame took."""
         if self._budget_ms is None:
             return
-        line = self._governor.observe(slot.work, slot.level, slot.work > self._budget_ms)
+        line = self._governor.observe(slot.work, slot.level)
         if line is not None:
             self._tell("level", line)
 
@@ -695,9 +698,9 @@ class Pass:
         self._inputs.load_motion(frame, settings)
         reason = "the network is still at work on an earlier frame"
         every_n = self._policy.ladder[self._governor.level].every_n
-        if self._mode != "file" and self._inputs.sequence % every_n:
+        if every_n > 1:
             reason = f"one frame in {every_n} is run"
-        else:
+        if self._mode == "file" or self._inputs.sequence % every_n == 0:
             slot = self._submit(frame, plan, settings, call, borrow=waits)
             if self._mode != "live":
                 start = self._clock.now()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from topcoat.runtime._errors import BackendError, FrameError, InvalidResultError
 from topcoat.runtime.frames import Frame
 from topcoat.runtime.render_pass._composite import Compositor
 from topcoat.runtime.render_pass._engines import (
+    EnginesRestError,
     Roster,
     Seat,
     close_all,
@@ -96,6 +98,7 @@ class Pipeline:
         self._sizes: OrderedDict[tuple[int, int, int], _Size] = OrderedDict()
         self._used: Roster | None = None
         self._next: dict[str | None, Roster] | None = None
+        self._lock = threading.Lock()  # of rosters and _next
         self.seat: Seat | None = None
         """The engine that is running a frame, so that it is known which one hangs."""
 
@@ -109,7 +112,8 @@ class Pipeline:
 
     def change_to(self, rosters: dict[str | None, Roster]) -> None:
         """Use these engines from the next frame on; those before are freed then."""
-        unused, self._next = self._next, rosters
+        with self._lock:
+            unused, self._next = self._next, rosters
         if unused is not None:
             close_all(unused)
 
@@ -128,18 +132,22 @@ class Pipeline:
 
     def work(self, slot: Slot) -> None:
         """Make ``slot.result``, or set ``slot.error``."""
-        if self._next is not None:
-            old, self.rosters, self._next = self.rosters, self._next, None
+        old = None
+        with self._lock:
+            if self._next is not None:
+                old, self.rosters, self._next = self.rosters, self._next, None
+        if old is not None:
             close_all(old)
         begin = self._clock.now()
-        slot.error = None
         slot.engine = ""
         slot.resample = slot.infer = slot.stabilise = slot.composite = 0.0
         try:
             self._work(slot)
         except TopcoatError as error:
             slot.error = error
-        except Exception as error:  # of an engine or a number nobody thought of: the pass goes on
+        # Of an engine or a number nobody thought of, and what derives from BaseException alone: a
+        # library's panic, or its sys.exit(). Nothing that the user presses comes to this thread.
+        except BaseException as error:
             slot.error = BackendError(f"{type(error).__name__}: {one_line(error)}")
         slot.work = (self._clock.now() - begin) * 1e3
 
@@ -238,14 +246,14 @@ class Pipeline:
     ) -> None:
         """Run the best engine that is not resting; a trial that fails is followed by another."""
         shape = (source.shape[0], source.shape[1])
-        failure: Exception | None = None
+        failure: BaseException | None = None
         while True:
             now = self._clock.now()
             seats = roster.candidates(shape, now)
             if not seats:
                 if failure is not None:
                     raise failure
-                raise BackendError(roster.outlook(now))
+                raise EnginesRestError(roster.outlook(now))
             seat = seats[0]
             trial = seat.demoted
             begin = now
@@ -260,7 +268,7 @@ class Pipeline:
                 made = runner.run(source, result)
                 self._stay(seat)
                 guard.check(source, result, made)
-            except Exception as error:
+            except BaseException as error:
                 self._stay(seat)
                 # Of any class: engines are other people's code.
                 if isinstance(error, FrameError):
@@ -269,7 +277,7 @@ class Pipeline:
                 line = roster.failed(seat, error, shape, self._clock.now())
                 if line is not None:
                     slot.notes.append(("demoted", line))
-                if seat.runner is None or not isinstance(error, InvalidResultError):
+                if shape not in seat.unfit and not isinstance(error, InvalidResultError):
                     seat.close()  # it is loaded anew when it is tried again
                 if not trial and shape not in seat.unfit:
                     raise
@@ -343,16 +351,13 @@ class Pipeline:
         if not self._policy.check_every:
             return
         fits = slot.has_motion and slot.base == size.history_of and not slot.reset
-        if slot.check and fits and slot.motion is not None:
-            if size.has_previous and size.previous is not None:
-                line = check_motion(slot.source, size.previous, slot.motion)
-                if line is not None:
-                    slot.notes.append(("input", line))
-                elif slot.has_depth and slot.depth is not None:
-                    # Nearness is what reversed z is.
-                    line = check_depth(slot.depth, slot.motion, True)
-                    if line is not None:
-                        slot.notes.append(("input", line))
+        previous = size.previous if size.has_previous else None
+        if slot.check and fits and slot.motion is not None and previous is not None:
+            line = check_motion(slot.source, previous, slot.motion)
+            if line is None and slot.has_depth and slot.depth is not None:
+                line = check_depth(slot.depth, slot.motion, True)  # nearness is reversed z
+            if line is not None:
+                slot.notes.append(("input", line))
         # Of the frame before a check alone, which is when it is needed.
         size.has_previous = False
         if (slot.sequence + 1) % self._policy.check_every == 0 and slot.has_motion:

@@ -1,4 +1,4 @@
-"""What a render pass is told once (:class:`Policy`) and says about every frame (:class:`Result`)."""
+"""What a render pass is told once, :class:`Policy`, and says about each frame, :class:`Result`."""
 
 from __future__ import annotations
 
@@ -182,13 +182,16 @@ class Policy:
             )
 
 
+EventKind = Literal[
+    "ready", "demoted", "recovered", "level", "swapped", "input", "cut", "failed", "closed"
+]
+
+
 @dataclass(frozen=True, slots=True)
 class Event:
     """Something that happened to a pass, told once: to ``on_event`` and to the log."""
 
-    kind: Literal[
-        "ready", "demoted", "recovered", "level", "swapped", "input", "cut", "failed", "closed"
-    ]
+    kind: EventKind
     text: str
     """One line."""
     index: int

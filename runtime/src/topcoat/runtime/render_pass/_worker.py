@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from topcoat.runtime.frames import Frame
+from topcoat.runtime.render_pass._types import EventKind
 
 
 class Clock(Protocol):
@@ -96,7 +97,7 @@ class Slot:
     engine: str = ""
     error: Exception | None = None
     """Why there is no result."""
-    notes: list[tuple[str, str]] = field(default_factory=list)
+    notes: list[tuple[EventKind, str]] = field(default_factory=list)
     """(kind, line): what the worker has to tell."""
 
     def __post_init__(self) -> None:
@@ -109,25 +110,35 @@ class Worker:
     Args:
         work: what it does to a slot. It must not raise.
         clock: for waiting.
+        limit: how long a frame may take unless :meth:`extend` says otherwise, in s.
+        queued: what another worker left undone.
+        done: what another worker had finished and nobody has taken.
     """
 
-    def __init__(self, work: Callable[[Slot], None], clock: Clock) -> None:
+    def __init__(
+        self,
+        work: Callable[[Slot], None],
+        clock: Clock,
+        limit: float,
+        *,
+        queued: Iterable[Slot] = (),
+        done: Iterable[Slot] = (),
+    ) -> None:
         self._work = work
         self._clock = clock
+        self._limit = limit
         self._condition = threading.Condition()
-        self._queue: deque[Slot] = deque()
-        self._done: deque[Slot] = deque()
+        self._queue: deque[Slot] = deque(queued)
+        self._done: deque[Slot] = deque(done)
         self._running: Slot | None = None
         self._stopping = False
         self._abandoned = False
         self.started = 0.0
         """When the running frame was begun, or went on to another engine: s of the clock."""
-        self.limit = 0.0
+        self.limit = limit
         """How long that may take, in s."""
         self.last_taken = -1
         """Sequence number of the latest frame that was begun."""
-        self.abandoned_slots: tuple[Slot, ...] = ()
-        """What was under way when the thread was given up."""
         self.ended = threading.Event()
         """Set when the thread has come to its end."""
         self._thread = threading.Thread(target=self._loop, name="topcoat pass", daemon=True)
@@ -169,7 +180,7 @@ class Worker:
     def overdue(self) -> bool:
         """Whether the running frame has taken longer than it may."""
         with self._condition:
-            return self._running is not None and self._clock.now() - self.started > self.limit
+            return self._running is not None and self._clock.now() - self.started >= self.limit
 
     def wait(self, timeout: float | None) -> bool:
         """Wait until a frame is finished, nothing is being run, or the running one is overdue.
@@ -190,8 +201,7 @@ class Worker:
                 left = min(ends) - now if ends else None
                 if left is not None and left <= 0:
                     break
-                # Once more when the limit changes, since it is not notified of that.
-                self._clock.wait(self._condition, None if left is None else left + 1e-4)
+                self._clock.wait(self._condition, left)
             return bool(self._done)
 
     def extend(self, limit: float) -> None:
@@ -206,23 +216,35 @@ class Worker:
         """Whether nobody waits for this thread any more."""
         return self._abandoned
 
-    def abandon(self) -> None:
-        """Give the thread up: what it does has no consequence any more, and it ends when it can."""
+    def abandon(self) -> tuple[Slot | None, tuple[Slot, ...], tuple[Slot, ...]]:
+        """Give the thread up: what it does has no consequence any more, and it ends when it can.
+
+        Returns:
+            The frame that it is at, those that it has not begun, and those that it has finished
+            and nobody has taken.
+        """
         with self._condition:
             self._abandoned = True
             self._stopping = True
-            running = [] if self._running is None else [self._running]
-            self.abandoned_slots = (*running, *self._queue)
+            queued, done = tuple(self._queue), tuple(self._done)
             self._queue.clear()
+            self._done.clear()
             self._condition.notify_all()
+            return self._running, queued, done
 
     def stop(self, timeout: float) -> bool:
         """End the thread after the frame that it is at; return whether it ended in time."""
+        until = self._clock.now() + timeout
         with self._condition:
             self._stopping = True
             self._queue.clear()
             self._condition.notify_all()
-        return self.ended.wait(timeout)
+            while self._running is not None and (left := until - self._clock.now()) > 0:
+                self._clock.wait(self._condition, left)
+            if self._running is not None:
+                return False
+        self.ended.wait()
+        return True
 
     def _loop(self) -> None:
         while True:
@@ -234,6 +256,7 @@ class Worker:
                 slot = self._queue.popleft()
                 self._running = slot
                 self.started = self._clock.now()
+                self.limit = self._limit
                 self.last_taken = slot.sequence
             slot.queue = (self.started - slot.submitted) * 1e3
             self._work(slot)

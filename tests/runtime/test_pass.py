@@ -1,0 +1,604 @@
+"""Render passes on a fake clock: which picture comes for which frame, and what it is said to be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+
+from tests.runtime.fake_pass import FakeClock, Script, ScriptedSource, picture, styled
+from topcoat.runtime import FrameError, PassClosedError, PassError
+from topcoat.runtime.render_pass import (
+    Event,
+    Layout,
+    Level,
+    Motion,
+    Pass,
+    Policy,
+    RenderFrame,
+    Result,
+    Status,
+)
+
+MakePass = Callable[..., Pass]
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def make(clock: FakeClock) -> Iterator[MakePass]:
+    """Make passes that are ready for pictures of 24x32, on the fake clock."""
+    made: list[Pass] = []
+
+    def build(*scripts: Script, scale: int = 1, ready: bool = True, **options: object) -> Pass:
+        subject = Pass(ScriptedSource(*scripts, scale=scale), clock=clock, **options)  # type: ignore[arg-type]
+        clock.watch(subject)
+        made.append(subject)
+        if ready:
+            subject.prepare().wait()
+        return subject
+
+    yield build
+    clock.advance(1e6)
+    for subject in made:
+        for script in subject._loader.source.scripts:  # type: ignore[attr-defined]
+            script.release()
+        subject.close()
+
+
+def test_a_live_pass_gives_the_result_of_the_frame_before(make: MakePass, clock: FakeClock) -> None:
+    subject = make(Script(clock, [0.005]))
+    frames = [picture(seed) for seed in range(5)]
+    seen = []
+    for frame in frames:
+        seen.append(subject.present(frame))
+        clock.advance(0.016)
+    assert [one.status for one in seen] == [Status.PASSTHROUGH] + [Status.FRESH] * 4
+    assert [one.age_frames for one in seen] == [0, 1, 1, 1, 1]
+    assert [one.index for one in seen] == [0, 0, 1, 2, 3]
+    assert np.array_equal(seen[-1].image, styled(frames[3]))
+
+
+def test_present_never_waits_for_the_network_in_live_mode(make: MakePass, clock: FakeClock) -> None:
+    subject = make(Script(clock, [10.0]), policy=Policy(hang_ms=60_000))
+    for seed in range(20):
+        before = clock.now()
+        subject.present(picture(seed))
+        assert clock.now() == before
+        clock.advance(0.016)
+
+
+def test_of_frames_that_wait_only_the_newest_is_run(make: MakePass, clock: FakeClock) -> None:
+    script = Script(clock, [0.040])
+    subject = make(script)
+    seen = []
+    for seed in range(12):
+        seen.append(subject.present(picture(seed)))
+        clock.advance(0.016)
+    fresh = [one.index for one in seen if one.status is Status.FRESH]
+    assert fresh == sorted(set(fresh))
+    assert script.runs < 7
+    assert subject.stats().dropped >= 4
+    assert max(one.age_frames for one in seen) <= 6  # one is run, the next waits for it
+
+
+def test_while_the_network_works_the_last_result_is_shown_again(
+    make: MakePass, clock: FakeClock
+) -> None:
+    subject = make(Script(clock, [0.001, 10.0]), policy=Policy(max_age=3, hang_ms=60_000))
+    frames = [picture(seed) for seed in range(8)]
+    seen = []
+    for frame in frames:
+        result = subject.present(frame)
+        seen.append((result, result.image.copy()))
+        clock.advance(0.016)
+    names = [result.status.name for result, _ in seen]
+    assert names == ["PASSTHROUGH", "FRESH", "REUSED", "REUSED"] + ["PASSTHROUGH"] * 4
+    assert [result.age_frames for result, _ in seen[1:4]] == [1, 2, 3]
+    for _, image in seen[1:4]:
+        assert np.array_equal(image, styled(frames[0]))
+    assert np.array_equal(seen[5][1], frames[5])
+    assert "still at work" in seen[2][0].reason
+
+
+def test_an_older_result_is_moved_by_the_motion_vectors(make: MakePass, clock: FakeClock) -> None:
+    subject = make(Script(clock, [0.001, 10.0]), policy=Policy(hang_ms=60_000))
+    still = picture()
+    moves = np.zeros((24, 32, 2), np.float32)
+    moves[..., 0] = -2  # everything goes two pixels to the right each frame
+    seen = []
+    for number in range(4):
+        frame = RenderFrame(
+            color=np.roll(still, 2 * number, axis=1), motion=Motion(data=moves), index=number
+        )
+        seen.append(subject.present(frame))
+        image = seen[-1].image
+        if number >= 2:
+            assert seen[-1].status is Status.WARPED
+            shift = 2 * number
+            assert np.array_equal(
+                image[:, shift:], np.roll(styled(still), shift, axis=1)[:, shift:]
+            )
+        clock.advance(0.016)
+
+
+def test_motion_of_the_other_direction_and_scale_moves_the_same_way(
+    make: MakePass, clock: FakeClock
+) -> None:
+    subject = make(Script(clock, [0.001, 10.0]), policy=Policy(hang_ms=60_000))
+    still = picture()
+    moves = np.zeros((24, 32, 2), np.float16)
+    moves[..., 0] = 2 / 32  # in texture coordinates, forwards
+    motion = Motion(data=moves, scale=(32, 24), direction="from-previous")
+    for number in range(3):
+        result = subject.present(
+            RenderFrame(color=np.roll(still, 2 * number, axis=1), motion=motion)
+        )
+        clock.advance(0.016)
+    assert result.status is Status.WARPED
+    assert np.array_equal(result.image[:, 4:], np.roll(styled(still), 4, axis=1)[:, 4:])
+
+
+def test_nothing_is_moved_across_a_camera_cut(make: MakePass, clock: FakeClock) -> None:
+    subject = make(Script(clock, [0.001, 10.0]), policy=Policy(hang_ms=60_000))
+    motion = Motion(data=np.zeros((24, 32, 2), np.float32))
+    for number in range(3):
+        result = subject.present(
+            RenderFrame(color=picture(number), motion=motion, reset=number == 2)
+        )
+        clock.advance(0.016)
+    assert result.status is Status.REUSED
+
+
+def test_a_sync_pass_gives_every_frame_its_own_result(make: MakePass, clock: FakeClock) -> None:
+    subject = make(Script(clock, [0.020]), mode="sync")
+    for seed in range(4):
+        result = subject.present(picture(seed))
+        assert (result.status, result.age_frames, result.index) == (Status.FRESH, 0, seed)
+        assert np.array_equal(result.image, styled(picture(seed)))
+    assert clock.now() == pytest.approx(0.080)
+
+
+def test_a_sync_pass_waits_no_longer_than_its_budget(make: MakePass, clock: FakeClock) -> None:
+    policy = Policy(ladder=(Level(),))
+    subject = make(Script(clock, [0.005, 0.050, 0.005]), mode="sync", budget_ms=16, policy=policy)
+    first = subject.present(picture(0))
+    begin = clock.now()
+    late = subject.present(picture(1))
+    assert clock.now() - begin == pytest.approx(0.016)
+    assert (first.status, late.status, late.index) == (Status.FRESH, Status.REUSED, 0)
+    clock.advance(0.1)
+    after = subject.present(picture(2))
+    assert (after.status, after.index, after.age_frames) == (Status.FRESH, 2, 0)
+
+
+def test_a_sync_pass_may_be_told_to_wait_however_late(make: MakePass, clock: FakeClock) -> None:
+    policy = Policy(late="wait", ladder=(Level(),))
+    subject = make(Script(clock, [0.050]), mode="sync", budget_ms=16, policy=policy)
+    result = subject.present(picture(3))
+    assert (result.status, result.index) == (Status.FRESH, 0)
+    assert np.array_equal(result.image, styled(picture(3)))
+
+
+def test_file_mode_loses_nothing_and_keeps_the_order(make: MakePass, clock: FakeClock) -> None:
+    subject = make(Script(clock, [0.030, 0.001, 0.020, 0.0]), mode="file", policy=Policy(queue=3))
+    seen: list[Result] = []
+    for seed in range(9):
+        if seed >= 3:
+            result = subject.collect()
+            assert result is not None
+            assert np.array_equal(result.image, styled(picture(seed - 3)))
+            seen.append(result)
+        assert subject.submit(picture(seed))
+    with pytest.raises(PassError, match="3 frames are submitted and not collected"):
+        subject.submit(picture(9))
+    while (result := subject.collect()) is not None:
+        seen.append(result)
+    assert [one.index for one in seen] == list(range(9))
+    assert {one.status for one in seen} == {Status.FRESH}
+    assert subject.stats().dropped == 0
+
+
+def test_file_mode_can_look_whether_a_frame_is_finished(make: MakePass, clock: FakeClock) -> None:
+    subject = make(Script(clock, [0.030]), mode="file")
+    assert subject.collect() is None
+    subject.submit(picture())
+    assert subject.collect(wait=False) is None
+    with pytest.raises(PassError, match="not collected"):
+        subject.present(picture(1))
+    clock.advance(0.031)
+    result = subject.collect(wait=False)
+    assert result is not None
+    assert np.array_equal(result.image, styled(picture()))
+
+
+def test_strength_zero_is_the_frame_bit_for_bit_and_runs_nothing(
+    make: MakePass, clock: FakeClock
+) -> None:
+    script = Script(clock)
+    subject = make(script)
+    subject.set(strength=0)
+    frame = picture()
+    result = subject.present(frame)
+    out = np.empty_like(frame)
+    copied = subject.present(frame, out)
+    clock.advance(1)
+    assert result.image is frame
+    assert np.array_equal(copied.image, frame)
+    assert copied.image is out
+    assert (result.status, script.runs) == (Status.PASSTHROUGH, 0)
+
+
+def test_strength_mask_and_blend_count_from_the_next_frame_on(
+    make: MakePass, clock: FakeClock
+) -> None:
+    subject = make(Script(clock, shift=100), mode="sync")
+    dark = np.zeros((24, 32, 3), np.uint8)
+    assert (subject.present(dark).image == 100).all()
+    subject.set(strength=0.5)
+    assert (subject.present(dark).image == 50).all()
+    mask = np.zeros((24, 32), np.uint8)
+    mask[:, :16] = 255
+    subject.set(strength=1.0, mask=mask)
+    image = subject.present(dark).image
+    assert (image[:, :16] == 100).all()
+    assert not image[:, 16:].any()
+    mask[...] = 0  # it was copied
+    assert (subject.present(dark).image[:, :16] == 100).all()
+    subject.set(mask="none", blend="colour")
+    assert not subject.present(dark).image.any()  # grey has no colour to give
+    with pytest.raises(PassError, match="strength is 1.5"):
+        subject.set(strength=1.5, blend="normal")
+    assert not subject.present(dark).image.any()  # nothing has changed
+
+
+def test_a_mask_of_a_bottom_up_frame_is_bottom_up(make: MakePass, clock: FakeClock) -> None:
+    subject = make(Script(clock, shift=100), mode="sync")
+    mask = np.zeros((24, 32), np.uint8)
+    mask[:8] = 255
+    frame = np.zeros((24, 32, 4), np.uint8)
+    layout = Layout(format="rgba8", origin="bottom-left")
+    image = subject.present(RenderFrame(color=frame, layout=layout, mask=mask)).image
+    assert (image[:8, :, :3] == 100).all()
+    assert not image[8:, :, :3].any()
+
+
+def test_results_come_in_the_layout_of_the_frame_with_its_alpha(
+    make: MakePass, clock: FakeClock
+) -> None:
+    subject = make(Script(clock), mode="live")
+    layout = Layout(format="bgra8")
+    frames = [picture(seed, channels=4) for seed in range(3)]
+    for frame in frames:
+        result = subject.present(RenderFrame(color=frame.copy(), layout=layout))
+        clock.advance(0.01)
+    assert result.status is Status.FRESH
+    assert np.array_equal(result.image[..., 3], frames[1][..., 3])  # of its own frame
+    assert np.array_equal(result.image[..., :3], styled(frames[1][..., :3]))
+
+
+def test_the_picture_may_be_written_over_the_frame(make: MakePass, clock: FakeClock) -> None:
+    subject = make(Script(clock), mode="sync")
+    frame = picture()
+    result = subject.present(frame, frame)
+    assert result.image is frame
+    assert np.array_equal(frame, styled(picture()))
+
+
+def test_a_picture_holds_until_the_call_after_the_next(make: MakePass, clock: FakeClock) -> None:
+    subject = make(Script(clock))
+    before, kept = None, None
+    for seed in range(10):
+        image = subject.present(picture(seed)).image
+        clock.advance(0.01)
+        if before is not None:
+            assert np.array_equal(before, kept)
+        before, kept = image, image.copy()
+
+
+def test_without_a_budget_the_quality_stays(make: MakePass, clock: FakeClock) -> None:
+    subject = make(Script(clock, [0.5]), mode="sync")
+    assert {subject.present(picture(seed)).level for seed in range(30)} == {0}
+
+
+def test_over_budget_results_are_made_more_cheaply_and_said_to_be(
+    make: MakePass, clock: FakeClock
+) -> None:
+    events: list[Event] = []
+    policy = Policy(ladder=(Level(), Level(scale=0.5)), up_after=10, late="wait")
+    script = Script(clock, [0.040])
+    subject = make(script, mode="sync", budget_ms=30, policy=policy, on_event=events.append)
+    seen = [subject.present(picture(seed)) for seed in range(10)]
+    assert seen[0].status is Status.FRESH
+    assert (seen[-1].status, seen[-1].level) == (Status.DEGRADED, 1)
+    assert "internal scale 0.5" in seen[-1].reason
+    script.then(0.001)
+    for seed in range(40):
+        last = subject.present(picture(seed))
+    assert (last.status, last.level) == (Status.FRESH, 0)
+    assert [event.kind for event in events if event.kind == "level"] == ["level", "level"]
+
+
+def test_at_a_level_of_every_second_frame_the_others_show_an_older_result(
+    make: MakePass, clock: FakeClock
+) -> None:
+    script = Script(clock, [0.001])
+    policy = Policy(ladder=(Level(every_n=2),))
+    subject = make(script, budget_ms=16, policy=policy)
+    seen = []
+    for seed in range(8):
+        seen.append(subject.present(picture(seed)))
+        clock.advance(0.016)
+    assert script.runs == 4
+    assert [one.status.name for one in seen[2:]] == ["REUSED", "FRESH"] * 3
+    assert {one.reason for one in seen[2::2]} == {"one frame in 2 is run"}
+
+
+def test_frames_pass_through_until_the_engine_is_loaded(make: MakePass, clock: FakeClock) -> None:
+    events: list[Event] = []
+    subject = make(Script(clock, load=0.1), ready=False, on_event=events.append)
+    seen = []
+    for seed in range(10):
+        seen.append(subject.present(picture(seed)))
+        clock.advance(0.016)
+    first = seen[0]
+    assert first.status is Status.PASSTHROUGH
+    assert "is being prepared" in first.reason
+    assert np.array_equal(first.image, picture(0))
+    assert seen[-1].status is Status.FRESH
+    assert [event.kind for event in events] == ["ready"]
+
+
+def test_a_preparation_says_how_far_it_is_and_can_be_given_up(
+    make: MakePass, clock: FakeClock
+) -> None:
+    script = Script(clock, load=0.1)
+    subject = make(script, ready=False)
+    preparation = subject.prepare((24, 32))
+    clock.advance(0)
+    assert preparation.state == "loading"
+    assert 0 < preparation.progress < 1
+    preparation.cancel()
+    clock.advance(0.2)
+    assert preparation.state == "cancelled"
+    assert script.closed == 1
+
+
+def test_what_cannot_be_loaded_is_tried_again_later(make: MakePass, clock: FakeClock) -> None:
+    script = Script(clock, load=ValueError("no such engine"))
+    events: list[Event] = []
+    policy = Policy(retry_s=1.0)
+    subject = make(script, ready=False, policy=policy, on_event=events.append)
+    for seed in range(5):
+        result = subject.present(picture(seed))
+        clock.advance(0.016)
+    assert result.status is Status.PASSTHROUGH
+    assert "no such engine" in result.reason
+    assert script.opened == 1
+    script.load = 0.0
+    clock.advance(1.0)
+    for seed in range(5):
+        result = subject.present(picture(seed))
+        clock.advance(0.016)
+    assert result.status is Status.FRESH
+    assert [event.kind for event in events] == ["failed", "ready"]
+
+
+def test_a_swap_shows_the_old_picture_until_the_first_new_one(
+    make: MakePass, clock: FakeClock
+) -> None:
+    old = Script(clock, [0.002])
+    new = Script(clock, [0.002], load=0.1, shift=90)
+    events: list[Event] = []
+    subject = make(old, on_event=events.append)
+    shifts = []
+    preparation = None
+    for seed in range(20):
+        if seed == 4:
+            preparation = subject.swap_source(ScriptedSource(new, name="other"))
+        result = subject.present(picture(seed))
+        if seed:
+            assert result.status is Status.FRESH
+            assert result.age_frames == 1
+            shifts.append((int(result.image[0, 0, 0]) - int(picture(seed - 1)[0, 0, 0])) % 256)
+        clock.advance(0.016)
+    assert preparation is not None
+    assert preparation.state == "ready"
+    assert sorted(shifts) == shifts
+    assert set(shifts) == {40, 90}
+    assert (old.closed, new.closed) == (1, 0)
+    assert [event.kind for event in events] == ["ready", "swapped"]
+
+
+def test_a_bundle_of_another_scale_cannot_be_swapped_in(make: MakePass, clock: FakeClock) -> None:
+    subject = make(Script(clock))
+    with pytest.raises(PassError, match="2 times as large"):
+        subject.swap_source(ScriptedSource(Script(clock), name="larger", scale=2))
+    subject.present(picture())
+    clock.advance(0.01)
+    assert subject.present(picture(1)).status is Status.FRESH
+
+
+def test_a_swap_that_fails_changes_nothing(make: MakePass, clock: FakeClock) -> None:
+    subject = make(Script(clock))
+    preparation = subject.swap_source(
+        ScriptedSource(Script(clock, load=ValueError("damaged")), name="other")
+    )
+    with pytest.raises(RuntimeError, match="damaged"):
+        preparation.wait(10)
+    for seed in range(3):
+        result = subject.present(picture(seed))
+        clock.advance(0.01)
+    assert np.array_equal(result.image, styled(picture(1)))
+
+
+def test_of_two_swaps_the_later_one_counts(make: MakePass, clock: FakeClock) -> None:
+    scripts = [Script(clock, load=0.1 * n, shift=60 + n) for n in (3, 1)]
+    subject = make(Script(clock))
+    first, second = (subject.swap_source(ScriptedSource(one)) for one in scripts)
+    clock.advance(1)
+    for seed in range(3):
+        result = subject.present(picture(seed))
+        clock.advance(0.01)
+    assert (first.state, second.state) == ("cancelled", "ready")
+    assert np.array_equal(result.image, styled(picture(1), 61))
+    assert scripts[0].closed == 1
+
+
+def test_a_frame_of_another_size_never_shows_a_picture_of_the_old_one(
+    make: MakePass, clock: FakeClock
+) -> None:
+    subject = make(Script(clock, [0.004]))
+    rng = np.random.default_rng(0)
+    for seed in range(60):
+        height, width = (24, 32) if rng.random() < 0.5 else (30, 18)
+        frame = picture(seed, height, width)
+        result = subject.present(frame)
+        assert result.image.shape == frame.shape
+        clock.advance(0.003)
+    assert subject.stats().frames == 60
+
+
+def test_what_enlarges_passes_frames_through_enlarged(make: MakePass, clock: FakeClock) -> None:
+    subject = make(Script(clock), scale=2, ready=False)
+    result = subject.present(picture())
+    assert result.status is Status.PASSTHROUGH
+    assert np.array_equal(result.image, styled(picture(), 0, 2))
+    clock.advance(0.01)
+    subject.present(picture(1))
+    clock.advance(0.01)
+    result = subject.present(picture(2))
+    assert np.array_equal(result.image, styled(picture(1), 40, 2))
+
+
+def test_an_index_that_goes_back_is_told_once_and_drops_the_history(
+    make: MakePass, clock: FakeClock
+) -> None:
+    events: list[Event] = []
+    subject = make(Script(clock), on_event=events.append)
+    for index in (10, 11, 5, 6, 2, 3):
+        result = subject.present(RenderFrame(color=picture(index), index=index))
+        clock.advance(0.01)
+    told = [event.text for event in events if event.kind == "input"]
+    assert len(told) == 1
+    assert "from 11 to 5" in told[0]
+    assert result.index == 2
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (np.zeros((25, 32, 2), np.float32), "32x25 vectors for a frame of 32x24"),
+        (np.zeros((24, 32, 2)), "dtype float64"),
+        (np.zeros((24, 32), np.float32), "wanted \\(h, w, 2\\)"),
+        ("no array", "motion is str"),
+    ],
+)
+def test_motion_that_does_not_fit_is_told_once_and_left_out(
+    make: MakePass, clock: FakeClock, data: object, told: str
+) -> None:
+    events: list[Event] = []
+    subject = make(Script(clock), on_event=events.append)
+    subject.set(stabilise=0.5)
+    motion = Motion(data=data)  # type: ignore[arg-type]
+    for seed in range(5):
+        result = subject.present(RenderFrame(color=picture(seed), motion=motion))
+        clock.advance(0.01)
+    assert result.status is Status.FRESH
+    lines = [event.text for event in events if event.kind == "input"]
+    assert len(lines) == 1
+    with pytest.raises(AssertionError, match=told):
+        raise AssertionError(lines[0])
+
+
+def test_a_closed_pass_says_so_and_has_freed_its_engines(make: MakePass, clock: FakeClock) -> None:
+    script = Script(clock)
+    subject = make(script)
+    subject.present(picture())
+    clock.advance(0.01)
+    subject.close()
+    subject.close()
+    assert script.closed == 1
+    for call in (
+        lambda: subject.present(picture()),
+        lambda: subject.submit(picture()),
+        subject.reset,
+        subject.prepare,
+    ):
+        with pytest.raises(PassClosedError, match="was closed"):
+            call()
+
+
+def test_a_frame_whose_colour_cannot_be_used_is_refused(make: MakePass, clock: FakeClock) -> None:
+    subject = make(Script(clock))
+    with pytest.raises(FrameError, match="float64"):
+        subject.present(np.zeros((24, 32, 3)))  # type: ignore[arg-type]
+    with pytest.raises(FrameError, match="out"):
+        subject.present(picture(), np.empty((24, 31, 3), np.uint8))
+    subject.present(picture())
+    clock.advance(0.01)
+    assert subject.present(picture()).status is Status.FRESH
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"mode": "fast"}, "mode is 'fast'"),
+        ({"budget_ms": 0}, "budget_ms is 0"),
+        ({"policy": Policy(late="wait")}, "never waits"),
+    ],
+)
+def test_wrong_settings_are_refused(clock: FakeClock, wrong: dict[str, object], told: str) -> None:
+    with pytest.raises(PassError, match=told):
+        Pass(ScriptedSource(Script(clock)), clock=clock, **wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"late": "never"},
+        {"max_age": -1},
+        {"hang_ms": 0},
+        {"ladder": ()},
+        {"headroom": 1.5},
+        {"down_after": 9, "window": 8},
+    ],
+)
+def test_a_wrong_policy_is_refused(wrong: dict[str, object]) -> None:
+    (name, *_) = wrong
+    with pytest.raises(PassError, match=name):
+        Policy(**wrong)  # type: ignore[arg-type]
+
+
+def test_the_stages_of_a_frame_add_up_to_its_work(make: MakePass, clock: FakeClock) -> None:
+    subject = make(Script(clock, [0.007]), mode="sync")
+    timings = subject.present(picture()).timings
+    assert timings.infer == pytest.approx(7.0)
+    assert timings.work == pytest.approx(7.0)
+    assert timings.wait == pytest.approx(7.0)
+    assert timings.present == pytest.approx(7.0)
+
+
+def test_explain_names_engines_levels_copies_and_complaints(
+    make: MakePass, clock: FakeClock
+) -> None:
+    subject = make(Script(clock), Script(clock), budget_ms=16)
+    assert "no frame has come yet" in subject.explain()
+    motion = Motion(data=np.zeros((3, 3, 2), np.float32))
+    subject.set(stabilise=1)
+    layout = Layout(format="bgra8")
+    subject.present(RenderFrame(color=picture(channels=4), layout=layout, motion=motion))
+    clock.advance(0.01)
+    text = subject.explain()
+    for part in (
+        "scripted-0: loaded",
+        "scripted-1: loaded when it is needed",
+        "-> 0: internal scale 1",
+        "frame (bgra8) to the network's RGB",
+        "3x3 vectors for a frame of 32x24",
+    ):
+        assert part in text
