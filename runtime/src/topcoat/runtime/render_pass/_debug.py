@@ -26,7 +26,8 @@ def motion_picture(field: NDArray[np.float32]) -> NDArray[np.uint8]:
     value = np.minimum(length / LONGEST, 1.0) ** 0.5
     phase = (hue[..., None] + np.array([0.0, 2 / 3, 1 / 3])) % 1.0
     rgb = np.clip(np.abs(phase * 6 - 3) - 1, 0, 1) * value[..., None]
-    return (rgb * 255 + 0.5).astype(np.uint8)
+    picture: NDArray[np.uint8] = (rgb * 255 + 0.5).astype(np.uint8)
+    return picture
 
 
 def weight_picture(weight: NDArray[np.uint8]) -> NDArray[np.uint8]:

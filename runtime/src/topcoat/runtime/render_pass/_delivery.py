@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,7 @@ class Call:
     """One call of ``present`` or ``collect``."""
 
     began: float
-    out: NDArray | None
+    out: NDArray[Any] | None
     load: float = 0.0
     wait: float = 0.0
     copied: int = 0
@@ -55,7 +56,7 @@ class Delivery:
         self._release = release
         self._shown: Slot | None = None
         self._before: Slot | None = None
-        self._outs: list[NDArray] = []
+        self._outs: list[NDArray[Any]] = []
         self._warper: Warper | None = None
         self._way: NDArray[np.float32] | None = None
         self._warped: list[NDArray[np.uint8]] = []
@@ -211,10 +212,10 @@ class Delivery:
         self,
         picture: NDArray[np.uint8],
         slot: Slot,
-        color: NDArray | None,
+        color: NDArray[Any] | None,
         plan: PixelPlan,
         call: Call,
-    ) -> NDArray:
+    ) -> NDArray[Any]:
         """Bring a result into the application's layout."""
         out = call.out
         if out is None:
@@ -225,7 +226,7 @@ class Delivery:
         call.copied += self.store_bytes
         return out
 
-    def _out(self, plan: PixelPlan) -> NDArray:
+    def _out(self, plan: PixelPlan) -> NDArray[Any]:
         """Return memory for a picture, in turns, so that the last one still holds."""
         if not self._outs:
             self._outs = [plan.new_out(self._scale) for _ in range(2)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ COARSEST = 8
 class Motion:
     """Where the content of every pixel was in the frame before."""
 
-    data: NDArray
+    data: NDArray[Any]
     """(h, w, 2) float16 or float32, x then y, for every pixel or one vector for 2x2 up to 8x8 of
     them. Rows in the same order as those of the colour; of a layout with an ``extent``, the field
     is that of the extent."""
@@ -40,7 +40,7 @@ class Motion:
 class Depth:
     """How far away the content of every pixel is."""
 
-    data: NDArray
+    data: NDArray[Any]
     """(H, W) or (H, W, 1) float16 or float32, for every pixel; rows as those of the colour."""
     inverted: bool = False
     """Reversed z: 1 at the near plane, 0 at the far one. False: the other way round."""
@@ -52,7 +52,7 @@ class Depth:
 class RenderFrame:
     """One frame and what the renderer knows about it. It may be changed and given again."""
 
-    color: NDArray
+    color: NDArray[Any]
     """(H, W, C), in the ``layout``. It is read during the call alone."""
     layout: Layout = Layout()  # noqa: RUF009 - frozen
     motion: Motion | None = None

@@ -37,9 +37,10 @@ class ResultGuard:
         # Stratified, so that no large part of the picture goes without a mark.
         flat = (np.arange(marks) + rng.random(marks)) * (height * width / marks)
         flat = np.minimum(flat.astype(np.int64), height * width - 1)
-        self._source_places = flat
+        self._source_places: NDArray[np.int64] = flat
         rows, columns = np.divmod(flat, width)
-        self._places = (rows * scale) * (width * scale) + columns * scale
+        places: NDArray[np.int64] = (rows * scale) * (width * scale) + columns * scale
+        self._places = places
         self._marks = rng.integers(0, 256, (marks, 3), np.uint8)
         self._seen = np.empty((marks, 3), np.uint8)
         self._given = np.empty((marks, 3), np.uint8)

@@ -16,7 +16,13 @@ from topcoat.runtime._errors import PassClosedError, PassError, PassThreadError
 from topcoat.runtime.backends import default_threads
 from topcoat.runtime.render_pass._debug import motion_picture, weight_picture
 from topcoat.runtime.render_pass._delivery import Call, Delivery
-from topcoat.runtime.render_pass._engines import BundleSource, Source, engine_size, one_line
+from topcoat.runtime.render_pass._engines import (
+    BundleSource,
+    EnginesRestError,
+    Source,
+    engine_size,
+    failed_because,
+)
 from topcoat.runtime.render_pass._explain import Facts, explain
 from topcoat.runtime.render_pass._frame import RenderFrame
 from topcoat.runtime.render_pass._governor import LadderGovernor
@@ -288,7 +294,9 @@ class Pass:
 
     # --- frames ----------------------------------------------------------------------------------
 
-    def present(self, frame: RenderFrame | NDArray[np.uint8], out: NDArray | None = None) -> Result:
+    def present(
+        self, frame: RenderFrame | NDArray[np.uint8], out: NDArray[Any] | None = None
+    ) -> Result:
         """Submit a frame, and return the best picture there is for it now.
 
         Whatever happens to the network, there is a picture: see :class:`Status`. Errors are for
@@ -346,7 +354,7 @@ class Pass:
         finally:
             self._entry.release()
 
-    def collect(self, out: NDArray | None = None, *, wait: bool = True) -> Result | None:
+    def collect(self, out: NDArray[Any] | None = None, *, wait: bool = True) -> Result | None:
         """Return the next result of what was submitted in ``file`` mode, in its order.
 
         A frame on which the engine failed comes passed through, if ``policy.on_error`` allows it.
@@ -659,7 +667,7 @@ class Pass:
             if newest is not None:
                 self._delivery.show(newest)
                 self._unseen = True
-            if slot.finished or slot.error is not None:
+            if slot.finished:
                 return True
             left = None if until is None else until - self._clock.now()
             if left is not None and left <= 0:
@@ -669,7 +677,7 @@ class Pass:
             assert rosters is not None
             self._lane.look_for_hang(rosters)
 
-    def _present(self, frame: RenderFrame, out: NDArray | None) -> Result:
+    def _present(self, frame: RenderFrame, out: NDArray[Any] | None) -> Result:
         call = Call(self._clock.now(), out)
         plan = self._begin(frame)
         if out is not None:
@@ -714,8 +722,8 @@ class Pass:
         failure, lane.failure = lane.failure, None
         new, self._unseen = self._unseen, False
         if failure is not None:
-            reason = f"the engine failed: {one_line(failure)}"
-            if self._policy.on_error == "raise":
+            reason = failed_because(failure)
+            if self._policy.on_error == "raise" and not isinstance(failure, EnginesRestError):
                 raise failure
             if not new and self._policy.on_error == "passthrough":
                 return self._logged(delivery.passed_through(frame, plan, call, reason), call)
@@ -724,7 +732,10 @@ class Pass:
     def _own(self, slot: Slot, frame: RenderFrame | None, plan: PixelPlan, call: Call) -> Result:
         """Return what has become of a frame in ``file`` mode."""
         self._lane.failure = None
-        if slot.error is not None and self._policy.on_error == "raise":
+        failed = slot.error is not None and not isinstance(slot.error, EnginesRestError)
+        if failed and self._policy.on_error == "raise":
+            self._lane.release(slot)
+            assert slot.error is not None
             raise slot.error
         return self._logged(self._delivery.own(slot, frame, plan, call), call)
 

@@ -298,9 +298,7 @@ class Pipeline:
             BackendError: the thread was given up.
         """
         if self._abandoned():
-            seat.busy, busy = None, seat.busy
-            seat.close()
-            seat.busy = busy
+            seat.free()
             raise BackendError(f"{seat.name} came back after it had been given up")
 
     def _stabilise(self, slot: Slot, size: _Size, styled: Frame, out: Frame) -> None:

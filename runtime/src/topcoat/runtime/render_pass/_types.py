@@ -6,7 +6,7 @@ import enum
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from numpy.typing import NDArray
 
@@ -63,7 +63,7 @@ class Timings:
 class Result:
     """One picture for the screen, and what it is."""
 
-    image: NDArray
+    image: NDArray[Any]
     """In the layout of the frame; ``out`` where it was given, else memory of the pass (or, passed
     through, of the application), which holds this picture until the call after the next one."""
     status: Status

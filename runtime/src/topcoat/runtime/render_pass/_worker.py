@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,7 +44,7 @@ class Settings:
 
     strength: float = 1.0
     stabilise: float = 0.0
-    blend: str = "normal"
+    blend: Literal[normal, luminance, colour] = "normal"
     mask: NDArray[np.uint8] | None = None
     """(H, W), rows as those of the colour."""
 
@@ -60,7 +60,7 @@ class Slot:
     """(H, W, 3) RGB."""
     result: Frame
     """(H * scale, W * scale, 3) RGB."""
-    color: NDArray | None = None
+    color: NDArray[Any] | None = None
     """The application's own pixels, where the result takes its alpha from them."""
     motion: NDArray[np.float32] | None = None
     depth: NDArray[np.float32] | None = None
