@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from topcoat.runtime.render_pass._engines import one_line
+from topcoat.runtime.render_pass._engines import failed_because
 from topcoat.runtime.render_pass._frame import RenderFrame
 from topcoat.runtime.render_pass._inputs import Inputs
 from topcoat.runtime.render_pass._pixels import PixelPlan
@@ -118,8 +118,7 @@ class Delivery:
             if moved is not None:
                 picture, warped = moved, True
         if new:
-            status = Status.DEGRADED if shown.level else Status.FRESH
-            reason = str(policy.ladder[shown.level]) if shown.level else ""
+            status, reason = self._quality(shown)
         else:
             status = Status.WARPED if warped else Status.REUSED
         image = self._store(picture, shown, frame.color, plan, call)
@@ -140,23 +139,34 @@ class Delivery:
         if slot.error is None:
             color = slot.color if frame is None else frame.color
             image = self._store(slot.result, slot, color, plan, call)
-            status, engine, reason = Status.FRESH, slot.engine, ""
+            status, reason = self._quality(slot)
+            engine = slot.engine
         else:
-            reason = f"the engine failed: {one_line(slot.error)}"
+            reason = failed_because(slot.error)
             if frame is not None:
+                self._release(slot)
                 return self.passed_through(frame, plan, call, reason)
             image = self._out(plan) if call.out is None else call.out
             if slot.color is not None:
                 plan.copy(slot.color, image, self._scale)
             else:
                 # The frame as the network was given it; the application's own pixels are gone.
+                source = slot.own_input
                 if self._scale > 1:
-                    replicate(slot.own_input, self._scale, slot.result)
-                plan.store(slot.result if self._scale > 1 else slot.own_input, None, image)
+                    # Not into slot.result: a thread that was given up may still write there.
+                    source = np.empty_like(slot.result)
+                    replicate(slot.own_input, self._scale, source)
+                plan.store(source, None, image)
             status, engine = Status.PASSTHROUGH, ""
         self.show(slot)
         timings = self._timings(call, start, slot)
-        return Result(image, status, age, slot.index, engine, reason, timings)
+        return Result(image, status, age, slot.index, engine, reason, timings, slot.level)
+
+    def _quality(self, slot: Slot) -> tuple[Status, str]:
+        """Return the status of a new result, and why it is no better."""
+        if slot.level:
+            return Status.DEGRADED, str(self._policy.ladder[slot.level])
+        return Status.FRESH, ""
 
     def passed_through(
         self, frame: RenderFrame, plan: PixelPlan, call: Call, reason: str

@@ -36,9 +36,9 @@ class ResultGuard:
         rng = np.random.default_rng(0)
         # Stratified, so that no large part of the picture goes without a mark.
         flat = (np.arange(marks) + rng.random(marks)) * (height * width / marks)
-        flat = np.minimum(flat.astype(np.int64), height * width - 1)
-        self._source_places: NDArray[np.int64] = flat
-        rows, columns = np.divmod(flat, width)
+        pixels: NDArray[np.int64] = np.minimum(flat.astype(np.int64), height * width - 1)
+        self._source_places = pixels
+        rows, columns = np.divmod(pixels, width)
         places: NDArray[np.int64] = (rows * scale) * (width * scale) + columns * scale
         self._places = places
         self._marks = rng.integers(0, 256, (marks, 3), np.uint8)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from topcoat.runtime.frames import Frame
+from topcoat.runtime.render_pass._composite import Blend
 from topcoat.runtime.render_pass._types import EventKind
 
 
@@ -44,7 +45,7 @@ class Settings:
 
     strength: float = 1.0
     stabilise: float = 0.0
-    blend: Literal[normal, luminance, colour] = "normal"
+    blend: Blend = "normal"
     mask: NDArray[np.uint8] | None = None
     """(H, W), rows as those of the colour."""
 
