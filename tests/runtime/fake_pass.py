@@ -66,9 +66,12 @@ class FakeClock:
 
     def wait(self, condition: threading.Condition, timeout: float | None) -> None:
         """Let time pass, on the thread that presents, until somebody wakes or the time is over."""
+        before = self._progress()
         condition.release()
         try:
             self._settle()
+            if self._progress() != before:
+                return  # what is waited for may have happened without any time passing
             due = [at for at in self._sleepers if self._now < at < math.inf]
             until = None if timeout is None else self._now + timeout
             nearest = min(due, default=None)
@@ -99,6 +102,18 @@ class FakeClock:
         while not all(self._rests(one) for one in self._passes):
             assert time.monotonic() < deadline, "a thread of the pass does not come to rest"
             time.sleep(1e-4)
+
+    def _progress(self) -> list[object]:
+        """Return what changes when a thread of a pass gets something done."""
+        seen: list[object] = []
+        for one in self._passes:
+            worker, loader = one._lane._worker, one._loader
+            if worker is not None:
+                seen += [worker.outstanding, worker.busy, worker.running]
+            seen += [
+                None if at is None else at.done for at in (loader._preparation, loader._swapping)
+            ]
+        return seen
 
     def _rests(self, subject: Pass) -> bool:
         lane, loader = subject._lane, subject._loader

@@ -67,11 +67,20 @@ class Seat:
 
     def close(self) -> None:
         """Free the engine, unless it hangs: its thread then does so when it comes back."""
+        if self.busy is None or self.busy.is_set():
+            self.free()
+
+    def free(self) -> None:
+        """Free the engine, on the thread that it hung in or when no thread does."""
         runner, self.runner = self.runner, None
         self.sizes.clear()
-        if runner is not None and self.busy is None:
+        if runner is not None:
             with contextlib.suppress(Exception):  # it may be broken, which is why it is closed
                 runner.close()
+
+
+class EnginesRestError(BackendError):
+    """No engine may be tried on this frame: each failed on an earlier one, and rests."""
 
 
 class Source(Protocol):
@@ -246,7 +255,9 @@ class Roster:
             nearest = min(resting, key=lambda seat: seat.retry_at)
             return f"{nearest.name} is tried again in {max(0.0, nearest.retry_at - now):.1f} s"
 
-    def failed(self, seat: Seat, error: Exception, size: tuple[int, int], now: float) -> str | None:
+    def failed(
+        self, seat: Seat, error: BaseException, size: tuple[int, int], now: float
+    ) -> str | None:
         """Demote an engine, and return the line that says so; None if it was demoted already."""
         with self._lock:
             if isinstance(error, FrameOutsideProfileError):
@@ -303,9 +314,16 @@ def load_seat(seat: Seat) -> Runner:
             seat.runner = seat.open()
         except TopcoatError:
             raise
-        except Exception as error:  # an engine of somebody else
+        except BaseException as error:  # an engine of somebody else
             raise BackendError(f"{seat.name} cannot be loaded: {one_line(error)}") from error
     return seat.runner
+
+
+def failed_because(error: BaseException) -> str:
+    """Return why a frame has no result, for :class:`Result`."""
+    if isinstance(error, EnginesRestError):
+        return f"every engine that there is has failed: {one_line(error)}"
+    return f"the engine failed: {one_line(error)}"
 
 
 def one_line(error: BaseException) -> str:

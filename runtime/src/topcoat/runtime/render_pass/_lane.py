@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from topcoat.runtime._errors import BackendError
-from topcoat.runtime.render_pass._engines import Seat, close_all
+from topcoat.runtime.render_pass._engines import EnginesRestError, Seat, close_all
 from topcoat.runtime.render_pass._loading import Rosters
 from topcoat.runtime.render_pass._pipeline import Pipeline
 from topcoat.runtime.render_pass._pixels import PixelPlan
@@ -53,7 +53,7 @@ class Lane:
         self.failure: Exception | None = None
         """Why the latest frame that came back has no result; whoever has read it clears it."""
         self.failures = 0
-        """Frames on which an engine failed."""
+        """Frames on which an engine failed; not those for which none was left."""
         self.demotions = 0
         self.dropped = 0
         """Frames that were overtaken: not run, or not shown."""
@@ -153,7 +153,7 @@ class Lane:
             slot.finished = True
             self.failure = slot.error
             if slot.error is not None:
-                self.failures += 1
+                self.failures += not isinstance(slot.error, EnginesRestError)
             else:
                 self._observe(slot)
             if self._mode == "file" or slot.generation != self._generation:
@@ -211,8 +211,7 @@ class Lane:
 
     def close(self) -> None:
         """Stop the worker and free the engines that do not hang."""
-        worker, self._worker = self._worker, None
-        pipeline, self._pipeline = self._pipeline, None
+        worker, pipeline = self._worker, self._pipeline
         if worker is not None and pipeline is not None:
             if not worker.stop(self._policy.hang_ms / 1e3):
                 worker.abandon()
@@ -220,4 +219,5 @@ class Lane:
                 if pipeline.seat is not None:
                     pipeline.seat.busy = worker.ended
             pipeline.close()
+        self._worker = self._pipeline = None
         self.drop_slots()
