@@ -44,6 +44,10 @@ def network(full_ms: float, load: Callable[[int], float] = lambda frame: 1.0) ->
     return work
 
 
+def at_every_level(milliseconds: float) -> Load:
+    return lambda frame, level: milliseconds
+
+
 def ladder() -> LadderGovernor:
     return LadderGovernor(BUDGET, POLICY)
 
@@ -175,6 +179,16 @@ def test_a_failed_climb_is_not_repeated_until_thousands_of_frames_later() -> Non
     ]
 
 
+def test_a_failed_climb_proves_nothing_if_the_load_changed_with_it() -> None:
+    # The same, but all work takes a third from the frame on which it has gone down again: full size
+    # would take 15 ms. Nobody may conclude that it takes nine times what three quarters take.
+    def load(frame: int, level: int) -> float:
+        return dearer_than_its_pixels(frame, level) / (1 if frame <= 135 else 3)
+
+    found = changes(ladder(), 5000, load)
+    assert found == [(4, THREE_QUARTERS), (131, FULL), (135, THREE_QUARTERS), (135 + 247, FULL)]
+
+
 def test_after_a_failed_climb_a_load_that_is_gone_is_noticed_all_the_same() -> None:
     governor = ladder()
     changes(governor, 1000, dearer_than_its_pixels)
@@ -229,10 +243,18 @@ def test_frames_that_were_under_way_when_the_level_changed_do_not_count() -> Non
 def test_every_nth_frame_has_n_times_the_budget() -> None:
     policy = Policy(ladder=(Level(), Level(every_n=2)))
     governor = LadderGovernor(BUDGET, policy)
-    assert changes(governor, 2000, lambda frame, level: 50.0) == [(4, 1)]
+    assert changes(governor, 2000, at_every_level(50.0)) == [(4, 1)]
     # One network at one size: it costs above what it costs here.
-    assert changes(governor, 2000, lambda frame, level: 30.0) == []
-    assert changes(governor, 2000, lambda frame, level: 26.0) == [(124, 0)]
+    assert changes(governor, 2000, at_every_level(30.0)) == []
+    assert changes(governor, 2000, at_every_level(26.0)) == [(124, 0)]
+
+
+def test_with_n_times_the_budget_there_is_no_need_to_go_further_down() -> None:
+    policy = Policy(ladder=(Level(), Level(every_n=2), Level(scale=0.5, every_n=2)))
+    for work, levels in ((66.0, [1]), (67.0, [1, 2])):
+        governor = LadderGovernor(BUDGET, policy)
+        found = changes(governor, 500, at_every_level(work))
+        assert [level for _, level in found] == levels
 
 
 def test_late_frames_count_whatever_they_took() -> None:
@@ -307,6 +329,20 @@ def test_another_network_that_does_not_fit_is_tried_ever_more_rarely() -> None:
     assert all((up + 4, 1) in found for up in ups)  # four late frames each
 
 
+def test_after_it_has_held_another_network_is_tried_as_soon_as_at_first() -> None:
+    governor = LadderGovernor(BUDGET, SMALLER)
+
+    def busy(frame: int, level: int) -> float:
+        return (60.0, 5.0)[level]
+
+    failed = changes(governor, 20_000, busy)
+    assert [frame for frame, level in failed if level == 0] == [3972, 11784]
+    held = changes(governor, 10_000, lambda frame, level: (20.0, 5.0)[level])
+    assert held == [(27276 - 20_000, 0)]
+    again = changes(governor, 10_000, busy)
+    assert again[:2] == [(4, 1), (3972, 0)]
+
+
 def test_after_a_reset_costs_are_unknown_again() -> None:
     governor = ladder()
     changes(governor, 200, network(41.0))
@@ -314,7 +350,7 @@ def test_after_a_reset_costs_are_unknown_again() -> None:
     governor.reset()
     assert governor.level == THREE_QUARTERS
     # The new network takes 12 ms here, so by its pixels 21 above.
-    assert changes(governor, 200, lambda frame, level: 12.0) == [(127, FULL)]
+    assert changes(governor, 200, at_every_level(12.0)) == [(127, FULL)]
 
 
 @pytest.mark.parametrize("seed", range(4))
