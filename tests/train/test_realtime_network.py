@@ -14,14 +14,14 @@ from topcoat.train.cli.train_style import main
 from topcoat.train.frames import frame_tensor
 from topcoat.train.losses import stability_loss
 from topcoat.train.networks import NETWORKS, Realtime, RealtimeSettings, build_network
-from topcoat.train.networks.realtime import PhaseConv2d
+from topcoat.train.networks.realtime import Enlarge, LocalContrast, PhaseConv2d
 from topcoat.train.pictures import open_rgb, sample_photographs
 from topcoat.train.recipes import STYLE_RECIPES, StyleRecipe
 
 
 def _photograph(height: int, width: int) -> Tensor:
     picture = open_rgb(sample_photographs()[0])
-    return frame_tensor(picture.crop((100, 50, 100 + width, 50 + height)))
+    return frame_tensor(picture.crop((200, 100, 200 + width, 100 + height)))
 
 
 def _lively(norm: str = "batch", **settings: int) -> Realtime:
@@ -75,9 +75,42 @@ def test_on_a_gradient_of_its_input_the_last_layer_has_no_period(step: int) -> N
     assert (printed - printed.mean((1, 2), keepdim=True)).abs().max() > 0.05
 
 
+def test_local_contrast_is_every_pixel_less_the_mean_of_its_neighbours() -> None:
+    frame = _photograph(40, 52)
+    brightness = torch.einsum("bchw,c->bhw", frame, torch.tensor([0.299, 0.587, 0.114]))[:, None]
+    padded = F.pad(frame, (2,) * 4, mode="replicate")
+    contrast = F.pixel_shuffle(LocalContrast()(padded), 4)
+    around = F.avg_pool2d(F.pad(brightness, (2,) * 4, mode="replicate"), 5, 1)
+    torch.testing.assert_close(contrast, brightness - around, atol=1e-5, rtol=1e-4)
+    assert contrast.abs().max() > 0.1
+
+
+def test_coefficients_are_enlarged_bilinearly() -> None:
+    planes = torch.rand(2, 3, 7, 5, generator=torch.manual_seed(0))
+    enlarged = F.pixel_shuffle(Enlarge(3, 4)(F.pad(planes, (1,) * 4, mode="replicate")), 4)
+    expected = F.interpolate(planes, scale_factor=4, mode="bilinear")
+    torch.testing.assert_close(enlarged, expected)
+
+
+def test_an_edge_is_drawn_where_the_frame_has_it_not_where_the_features_do() -> None:
+    network = _lively()
+    assert isinstance(network.tail, PhaseConv2d)
+    with torch.no_grad():  # what is left is the contrast alone
+        network.tail.detail.zero_()
+        network.tail.colour.zero_()
+        network.gain.weight.zero_()
+        assert network.gain.bias is not None
+        network.gain.bias.fill_(1.0)
+    for edge in (20, 21, 22, 23):
+        frame = torch.zeros(1, 3, 32, 44)
+        frame[..., edge:] = 1
+        answer = network(frame)[0, :, 16]
+        assert answer.diff(dim=1).argmax(1).tolist() == [edge - 1] * 3
+
+
 def test_the_first_layer_is_a_pixel_unshuffle_and_a_convolution() -> None:
     network = _lively()
-    head = network.head[1]
+    head = network.head[0]
     assert isinstance(head, nn.Conv2d)
     frame = torch.rand(2, 3, 24, 32)
     padded = F.pad(frame, (4,) * 4)
@@ -136,9 +169,22 @@ def test_folding_changes_no_pixel_and_leaves_plain_convolutions(norm: str) -> No
     frame = _photograph(48, 64)
     before = network(frame)
     assert network.fold() is network
-    assert not any(isinstance(module, PhaseConv2d) for module in network.modules())
+    computed = (PhaseConv2d, LocalContrast, Enlarge)
+    assert not any(isinstance(module, computed) for module in network.modules())
     torch.testing.assert_close(network(frame), before, atol=2e-5, rtol=1e-4)
     torch.testing.assert_close(network.fold()(frame), before, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_an_exported_graph_holds_nothing_but_the_layers_that_run(precision: str) -> None:
+    export = pytest.importorskip("topcoat.export")
+    model = export.onnx_from_network(_lively(), precision)
+    kinds = [node.op_type for node in model.graph.node]
+    # The head, two blocks, tail, contrast, gain and its enlargement; batch norm is in them.
+    assert kinds.count("Conv") == 7
+    assert {"MatMul", "Einsum", "BatchNormalization", "Shape", "Reshape"}.isdisjoint(kinds)
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    assert all(node.input[1] in weights for node in model.graph.node if node.op_type == "Conv")
 
 
 def test_gradients_reach_every_weight() -> None:
