@@ -177,15 +177,15 @@ def test_an_array_that_speaks_dlpack_is_seen_without_a_copy() -> None:
     assert seen[0, 0, 0] == 99
 
 
+@pytest.mark.skipif(
+    np.lib.NumpyVersion(np.__version__) < "2.1.0",
+    reason="numpy before 2.1 sees all arrays of DLPack as read-only, and hands no such array over",
+)
 def test_what_its_library_protects_stays_protected() -> None:
     array = np.zeros((4, 8, 3), np.uint8)
     assert from_dlpack(Numpy(array)).flags.writeable
     array.flags.writeable = False
-    if np.lib.NumpyVersion(np.__version__) < "2.1.0":
-        with pytest.raises(FrameError, match="may be written to"):
-            from_dlpack(Numpy(array))
-    else:
-        assert not from_dlpack(Numpy(array)).flags.writeable
+    assert not from_dlpack(Numpy(array)).flags.writeable
 
 
 @pytest.mark.parametrize(

@@ -212,9 +212,11 @@ def test_every_layout_agrees_with_the_standard_in_both_directions(
     layout: Layout, scale: int
 ) -> None:
     frame, picture = held(layout, 41, 333, 2)  # more than one block of rows
-    colours = picture[..., :3]
+    if layout.dtype != np.uint8:
+        picture[..., :3] *= 3  # brighter than white, at whichever exposure
     if layout.alpha == "premultiplied":
-        colours *= picture[..., 3:] if layout.dtype != np.uint8 else 1
+        if layout.dtype != np.uint8:
+            picture[..., :3] *= picture[..., 3:]
         picture[0, :, 3] = 0
         picture[1, :, 3] = 255 if layout.dtype == np.uint8 else 1
     plan, rgb = loaded(layout, frame.array)
@@ -315,9 +317,11 @@ def test_every_premultiplied_byte_pair_is_right_in_both_directions(
 
 @pytest.mark.parametrize("name", ["rgba16f", "rgba32f"])
 def test_hostile_floats_reach_the_network_as_something_harmless(name: PixelFormat) -> None:
-    hostile = [np.nan, np.inf, -np.inf, 0.0, -1.0, 6e4, 1e-7, 0.5]
-    values = np.array(hostile, Layout(format=name).dtype)
-    color = np.stack(np.meshgrid(values, values, values, values), axis=-1).reshape(64, 64, 4)
+    dtype = Layout(format=name).dtype
+    least = np.nextafter(dtype.type(0), dtype.type(1))
+    hostile = [np.nan, np.inf, -np.inf, least, 0, -1, 6e4, 1e-7, 0.5]
+    values = np.array(hostile, dtype)
+    color = np.stack(np.meshgrid(values, values, values, values), axis=-1).reshape(81, 81, 4)
     for alpha in ("keep", "premultiplied"):
         for exposure in (1e-9, 1.0, 1e9):
             layout = Layout(format=name, alpha=alpha, color_space="linear", exposure=exposure)
@@ -485,8 +489,15 @@ def test_a_new_exposure_is_taken_over_as_if_the_plan_were_new(layout: Layout) ->
     plan.store(rgb, frame.array, out)
     fresh.store(rgb, frame.array, other)
     assert out.tobytes() == other.tobytes()
-    assert not plan.adopt(dataclasses.replace(new, origin="bottom-left"))
-    assert plan.layout is new
+    for other in (
+        dataclasses.replace(new, origin="bottom-left"),
+        dataclasses.replace(new, extent=(0, 0, 2, 2)),
+        dataclasses.replace(new, format="bgra8" if layout.format != "bgra8" else "rgba8"),
+        dataclasses.replace(new, color_space="srgb", exposure=1.0),
+        dataclasses.replace(new, alpha="drop" if layout.alpha != "drop" else "keep"),
+    ):
+        assert not plan.adopt(other)
+        assert plan.layout is new
 
 
 @pytest.mark.parametrize("scale", [1, 2])
@@ -667,6 +678,10 @@ def test_a_buffer_may_overlap_the_frame_only_if_it_is_the_frame() -> None:
     for shifted in (memory[1:7, :10], memory[:6, 1:11], memory[:6, :10][::-1]):
         with pytest.raises(FrameError, match="only the frame's own array may, at scale 1"):
             plan.check_out(shifted, 1, color)
+    square = memory[:, :8]
+    plan = PixelPlan.of(Layout(format="rgba8"), square)
+    with pytest.raises(FrameError, match="overlaps the frame"):
+        plan.check_out(square.transpose(1, 0, 2), 1, square)
     small = memory[:4, :6]
     with pytest.raises(FrameError, match="overlaps the frame"):
         PixelPlan.of(Layout(format="rgba8"), small).check_out(memory, 2, small)

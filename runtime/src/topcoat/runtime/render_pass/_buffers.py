@@ -101,7 +101,8 @@ def from_dlpack(array: object) -> NDArray[Any]:
             an OrtValue of ONNX Runtime.
 
     Returns:
-        An array of the same shape, type and strides. Read-only where its library says so.
+        An array of the same shape, type and strides. Read-only where its library says so, and
+        always with numpy before 2.1.
 
     Raises:
         FrameError: it is not in the host's memory, its type is one that numpy does not have, or its
