@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scene import options
 
 import topcoat.runtime as tr
 
@@ -28,41 +29,25 @@ LARGEST_RUN = 3 << 30
 
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
-    try:
-        report = run(args)
-    except (tr.TopcoatError, RuntimeError, ValueError, MemoryError) as error:
-        print(f"render_scene: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except ModuleNotFoundError as error:
-        print(
-            f"render_scene: {error.name} is missing; pip install"
-            " 'topcoat-runtime[gl,images,video]'",
-            file=sys.stderr,
-        )
-        return 2
-    except KeyboardInterrupt:
-        print("\nrender_scene: interrupted; nothing was written", file=sys.stderr)
-        return 130
-    print(table(report))
-    return 0
+    return options.run("render_scene", lambda: print(table(run(args))))
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options.parser(__doc__)
     add = parser.add_argument
     add("--model", type=Path, metavar="BUNDLE", help="a style (default: one of examples/models)")
-    add("--size", type=size, default=(640, 360), metavar="WxH", help="default: 640x360")
-    add("--frames", type=positive, default=240, metavar="N", help="how many (default: 240)")
-    add("--fps", type=positive, default=30, metavar="N", help="their pace (default: 30)")
+    add("--size", type=options.size, default=(640, 360), metavar="WxH", help="default: 640x360")
+    add("--frames", type=options.positive, default=240, metavar="N", help="default: 240")
+    add("--fps", type=options.positive, default=30, metavar="N", help="the pace (default: 30)")
     add("--mode", choices=("live", "sync", "file"), default="live",
         help="live: never wait for the network (default); sync: each frame's own result, at most"
         " for the budget; file: as fast as it goes, nothing dropped")  # fmt: skip
     add("--budget-ms", type=float, metavar="MS", help="of a frame (default: 1000 / fps)")
-    add("--strength", type=share, default=1.0, help="how much of the style: 0 to 1 (default: 1)")
-    add("--stabilise", type=share, default=0.0, help="against flicker: 0 to 1 (default: 0)")
+    add("--strength", type=options.share, default=1.0, help="of the style, 0 to 1 (default: 1)")
+    add("--stabilise", type=options.share, default=0.0, help="against flicker, 0 to 1 (default: 0)")
     add("--jitter", action="store_true", help="move the camera by up to half a pixel, as TAA does")
+    add("--transport", choices=("auto", "read", "pbo"), default="auto",
+        help="how pixels leave OpenGL and come back (default: whichever is faster)")  # fmt: skip
     add("--compare", action="store_true", help="the left half stays as it was rendered")
     add("--no-hud", action="store_true", help="leave the strip with the status out")
     add("--out", type=Path, metavar="VIDEO", help="write .mp4, .mov, .mkv or .webm")
@@ -80,7 +65,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Render, style and write; return the figures."""
-    from scene import GBuffer, Hud, SceneRenderer, create_context, default_bundle, media
+    from scene import media
+    from scene.hud import Hud
+    from scene.renderer import SceneRenderer, create_context
+
+    from topcoat.runtime.gl import GLTarget
 
     for path, endings in (
         (args.out, media.ENCODERS),
@@ -92,7 +81,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.out is not None:
         import av  # noqa: F401 - a missing package is said now, not after the run
     width, height = args.size
-    bundle = args.model or default_bundle()
+    bundle = args.model or options.bundles()[0]
     with tr.Pass.open(bundle, mode=args.mode, budget_ms=args.budget_ms) as pass_:
         if pass_.scale != 1:
             raise ValueError(f"{bundle} enlarges frames, wanted a style of the frame's own size")
@@ -105,36 +94,30 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         video = np.empty((kept, height, width, 3), np.uint8)
         pass_.set(strength=args.strength, stabilise=args.stabilise)
         scene = SceneRenderer(create_context(), width, height)
-        buffers = GBuffer.of(width, height)
-        frame = tr.RenderFrame(
-            color=buffers.colour,
-            layout=tr.Layout(format="rgba8", origin="bottom-left"),
-            motion=tr.Motion(data=buffers.motion, direction="to-previous"),
-            depth=tr.Depth(data=buffers.depth),
-        )
+        screen = scene.context.texture((width, height), 4)  # what a window would show
         hud = Hud(width, args.budget_ms)
+        untouched = np.empty((height, width, 4), np.uint8)
         scene.draw(0)  # drivers compile shaders when they are first used
         pass_.prepare((height, width)).wait()
+        gl = GLTarget(scene.context, scene.colour, screen, transport=args.transport)
 
-        styled = np.empty_like(buffers.colour)
         results, times = [], []
         period = 1 / args.fps
         due = time.perf_counter()
         for index in range(args.frames):
             begin = time.perf_counter()
             scene.draw(index, halton(index) if args.jitter else (0.0, 0.0))
-            scene.read(buffers)
+            scene.context.finish()  # so that present is not charged with the rendering
             rendered = time.perf_counter()
-            frame.index = index
-            result = pass_.present(frame, out=styled)
+            result = gl.present(pass_, motion=scene.motion, depth=scene.depth, index=index)
             presented = time.perf_counter()
             results.append((result.status.name, result.age_frames, result.timings.work))
+
             picture = video[index % kept]
-            for channel in range(3):  # of four: several times faster than all at once
-                picture[..., channel] = result.image[::-1, :, channel]
+            media.to_rgb(result.image, picture)
             if args.compare:
-                picture[:, : width // 2] = buffers.colour[::-1, : width // 2, :3]
-                picture[:, width // 2 - 1 : width // 2 + 1] = 255
+                scene.colour.read_into(untouched)
+                media.to_rgb(untouched, picture, columns=width // 2)
             if not args.no_hud:
                 hud.draw(picture, result)
             end = time.perf_counter()
@@ -142,9 +125,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             if args.mode != "file":
                 # As a display would: the next frame begins at the next tick that is still to come.
                 due += period
-                due += period * max(0, int((end - due) / period) + 1) if end > due else 0
+                while due < end:
+                    due += period
                 time.sleep(max(0.0, due - time.perf_counter()))
-        explanation, engine = str(pass_.explain()), result.engine
+        explanation, engine = f"{pass_.explain()}\n{gl.explain()}", result.engine
+        gl.close()
     print(explanation)
     if args.out is not None:
         media.write_video(args.out, video, args.fps)
@@ -246,31 +231,6 @@ def processor() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
-
-
-def size(text: str) -> tuple[int, int]:
-    width, cross, height = text.lower().partition("x")
-    if not (cross and width.isdecimal() and height.isdecimal()):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 640x360")
-    if not (16 <= int(width) <= 4096 and 16 <= int(height) <= 4096):
-        raise argparse.ArgumentTypeError(f"{text} is outside of 16x16 to 4096x4096")
-    return int(width), int(height)
-
-
-def positive(text: str) -> int:
-    if not (text.isascii() and text.isdecimal() and int(text) > 0):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
-
-
-def share(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
-    return value
 
 
 if __name__ == "__main__":

@@ -1,17 +1,6 @@
-"""A lighthouse by the sea, drawn with OpenGL: the renderer that the examples style.
+"""A lighthouse by the sea, drawn with OpenGL, and what the examples around it share.
 
-It hands over what a game's renderer has: colour, depth, and motion vectors to the previous frame.
+``renderer`` hands over what a game's renderer has: colour, depth, and motion vectors to the
+previous frame. ``camera``, ``meshes`` and ``shaders`` are what it draws; ``hud`` and ``media`` show
+and write the result; ``options`` is about command lines.
 """
-
-from scene.bundles import all_bundles, default_bundle
-from scene.hud import Hud
-from scene.renderer import GBuffer, SceneRenderer, create_context
-
-__all__ = [
-    "GBuffer",
-    "Hud",
-    "SceneRenderer",
-    "all_bundles",
-    "create_context",
-    "default_bundle",
-]

@@ -278,7 +278,7 @@ def sky_dome() -> Mesh:
 
 
 def sky_panorama(
-    sun: npt.NDArray[np.float64], width: int = 1280, height: int = 320
+    sun: npt.NDArray[np.float64], width: int = 1024, height: int = 256
 ) -> npt.NDArray[np.uint8]:
     """Paint the sky, encoded for the display: (height, width, 4) uint8, its first row the lowest.
 
