@@ -51,6 +51,9 @@ class Seat:
     """When it may be tried again, in s of the clock."""
     busy: threading.Event | None = None
     """Set when the thread that it hangs in has come back; None: it does not hang."""
+    warming: bool = False
+    """Another thread than the worker runs frames of a new size on it, for which frames wait."""
+    loading: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def demoted(self) -> bool:
@@ -309,14 +312,15 @@ def load_seat(seat: Seat) -> Runner:
     Raises:
         BackendError: it cannot be loaded.
     """
-    if seat.runner is None:
-        try:
-            seat.runner = seat.open()
-        except TopcoatError:
-            raise
-        except BaseException as error:  # an engine of somebody else
-            raise BackendError(f"{seat.name} cannot be loaded: {one_line(error)}") from error
-    return seat.runner
+    with seat.loading:
+        if seat.runner is None:
+            try:
+                seat.runner = seat.open()
+            except TopcoatError:
+                raise
+            except BaseException as error:  # an engine of somebody else
+                raise BackendError(f"{seat.name} cannot be loaded: {one_line(error)}") from error
+        return seat.runner
 
 
 def failed_because(error: BaseException) -> str:

@@ -93,10 +93,12 @@ class Lane:
         )
         self._pipeline, self._worker = pipeline, worker
 
-    def change_to(self, rosters: Rosters) -> None:
-        """Let the next frame be run by other engines."""
+    def change_to(self, rosters: Rosters, unused: Rosters | None) -> None:
+        """Let the next frame be run by other engines; ``unused`` are freed before it."""
         if self._pipeline is not None:
             self._pipeline.change_to(rosters)
+        elif unused is not None:
+            close_all(unused)
 
     def slot(self, plan: PixelPlan) -> Slot:
         """Return a slot to be filled: the one that waits (not in ``file`` mode) or a free one."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from topcoat.runtime._errors import BackendError, PassError, TopcoatError
+from topcoat.runtime._errors import BackendError, FrameError, PassError, TopcoatError
 from topcoat.runtime.render_pass._engines import Roster, Source, close_all, load_seat, one_line
 from topcoat.runtime.render_pass._preparation import (
     Preparation,
@@ -66,6 +66,8 @@ class Loader:
         self._swapping: Preparation | None = None
         self._wait_s = 0.0
         self._again_at = 0.0
+        self.demotions = 0
+        """Engines that failed while they were warmed."""
         for name, other in self._levels.items():
             self.check_scale(other, f"the ladder's bundle {name}")
 
@@ -88,7 +90,7 @@ class Loader:
 
     def prepare(self, sizes: tuple[Size, ...]) -> Preparation:
         """Load what is in use and warm it for these sizes, on a thread of its own."""
-        preparation = Preparation(self.source.name)
+        preparation = Preparation(self.source.name, self._clock.now())
         with self._lock:
             before, self._preparation = self._preparation, preparation
         run_in_background(lambda: self._prepare(preparation, before, sizes), "preparation")
@@ -97,7 +99,7 @@ class Loader:
     def swap(self, source: Source, sizes: tuple[Size, ...]) -> Preparation:
         """Load another bundle aside; :meth:`take_over` changes to it when it is ready."""
         self.check_scale(source, source.name)
-        preparation = Preparation(source.name)
+        preparation = Preparation(source.name, self._clock.now())
         with self._lock:
             if self._swapping is not None:
                 self._swapping.cancel()  # the latest wish counts
@@ -110,7 +112,8 @@ class Loader:
 
         Args:
             size: of the frame that wants them.
-            wait: until they are loaded, or cannot be.
+            wait: until they are loaded, or cannot be, or have taken longer than an engine may for
+                its first frame.
         """
         if self._ready is not None:
             return self._ready
@@ -119,12 +122,20 @@ class Loader:
             preparation.state in ("failed", "cancelled") and self._clock.now() >= self._again_at
         ):
             preparation = self.prepare((size,))
+        limit = self._policy.start_ms / 1e3
         if wait:
-            preparation.wait_done()
+            preparation.wait_done(self._clock, preparation.began + limit)
+        if not preparation.done and self._clock.now() - preparation.began >= limit:
+            self._tell(
+                "failed",
+                f"{self.source.name} has been loading for {limit:g} s and more; frames pass through"
+                " until it is ready",
+                once=True,
+            )
         return self._ready
 
-    def take_over(self) -> Rosters | None:
-        """Return the engines that are to be used from now on, if another bundle is ready."""
+    def take_over(self) -> tuple[Rosters, Rosters | None] | None:
+        """Return the engines to be used from now on and those before, if a bundle is ready."""
         if self._successor is None:
             return None
         with self._lock:
@@ -134,9 +145,10 @@ class Loader:
             unused = self._ready
             before, self.source = self.source, source
             self._ready = rosters
-        del unused  # the worker frees it, between two frames
+            if self._preparation is not None:
+                self._preparation.cancel()  # it is of the bundle that is left
         self._tell("swapped", f"{source.name} has taken over from {before.name}")
-        return rosters
+        return rosters, unused
 
     def not_ready(self) -> str:
         """Return why frames cannot be run yet."""
@@ -169,24 +181,29 @@ class Loader:
         self, preparation: Preparation, before: Preparation | None, sizes: tuple[Size, ...]
     ) -> None:
         if before is not None:
-            before.wait_done()
-        rosters = self._ready
+            before.wait_settled()
+        with self._lock:
+            source, rosters = self.source, self._ready
         fresh = rosters is None
         try:
             if rosters is None:
                 preparation.step("loading", 0.05)
-                rosters = {None: self._open(self.source)}
-                for name, source in self._levels.items():
-                    rosters[name] = self._open(source)
+                rosters = {None: self._open(source)}
+                for name, level in self._levels.items():
+                    rosters[name] = self._open(level)
             self._warm(preparation, rosters, sizes)
-        except Exception as error:  # an engine's, or ours: the application goes on without
+        except BaseException as error:  # an engine's, or ours: the application goes on without
             if fresh and rosters is not None:
                 close_all(rosters)
+            if preparation.cancelled:
+                preparation.end("cancelled")
+                return
             policy = self._policy
             self._wait_s = min(policy.retry_max_s, max(policy.retry_s, 2 * self._wait_s))
             self._again_at = self._clock.now() + self._wait_s
             known = _known(error)
-            self._tell("failed", f"{self.source.name} cannot be run: {one_line(known)}", once=True)
+            preparation.settle()
+            self._tell("failed", f"{source.name} cannot be run: {one_line(known)}", once=True)
             preparation.end("failed", known)
             return
         with self._lock:
@@ -198,8 +215,10 @@ class Loader:
                 close_all(rosters)
             preparation.end("cancelled")
             return
+        preparation.settle()
         if fresh:
-            self._tell("ready", f"{self.source.name} is ready on {rosters[None].seats[0].name}")
+            engines = [seat.name for seat in rosters[None].seats if not seat.demoted]
+            self._tell("ready", f"{source.name} is ready on {engines[0]}")
         preparation.end("ready")
 
     def _swap(self, preparation: Preparation, source: Source, sizes: tuple[Size, ...]) -> None:
@@ -209,9 +228,12 @@ class Loader:
             # Without the ladder's other bundles: they are of the style that is left.
             rosters = {None: self._open(source)}
             self._warm(preparation, rosters, sizes)
-        except Exception as error:  # as above
+        except BaseException as error:  # as above
             if rosters is not None:
                 close_all(rosters)
+            if preparation.cancelled:
+                preparation.end("cancelled")
+                return
             known = _known(error)
             self._tell("failed", f"{source.name} cannot take over: {one_line(known)}")
             preparation.end("failed", known)
@@ -247,17 +269,41 @@ class Loader:
             if preparation.cancelled:
                 return
             preparation.step("warming", 0.4 + 0.6 * number / len(jobs))
-            seat = roster.seats[0]
-            runner = load_seat(seat)
-            frame = np.zeros((height, width, 3), np.uint8)
-            scale = roster.source.scale
-            result = np.empty((height * scale, width * scale, 3), np.uint8)
-            for _ in range(_WARM_FRAMES):
-                runner.run(frame, result)
-            seat.sizes.add((height, width))
+            self._warm_one(roster, (height, width))
+
+    def _warm_one(self, roster: Roster, size: Size) -> None:
+        """Run frames of one size on the best engine; where it fails, on the next best one."""
+        height, width = size
+        scale = roster.source.scale
+        frame = np.zeros((height, width, 3), np.uint8)
+        result = np.empty((height * scale, width * scale, 3), np.uint8)
+        failure: BaseException | None = None
+        while seats := roster.candidates(size, self._clock.now()):
+            seat = seats[0]
+            seat.warming = True
+            try:
+                runner = load_seat(seat)
+                for _ in range(_WARM_FRAMES):
+                    runner.run(frame, result)
+            except BaseException as error:
+                if isinstance(error, FrameError):
+                    raise  # no other engine would take it either
+                failure = error
+                line = roster.failed(seat, error, size, self._clock.now())
+                if size not in seat.unfit:
+                    seat.close()
+                if line is not None:
+                    self.demotions += 1
+                    self._tell("demoted", line)
+                continue
+            finally:
+                seat.warming = False
+            seat.sizes.add(size)
+            return
+        raise BackendError(roster.outlook(self._clock.now())) if failure is None else failure
 
 
-def _known(error: Exception) -> TopcoatError:
+def _known(error: BaseException) -> TopcoatError:
     if isinstance(error, TopcoatError):
         return error
     return BackendError(f"{type(error).__name__}: {one_line(error)}")

@@ -110,6 +110,8 @@ class Pass:
         self._closed = False
         self._unseen = False
         """What is to be shown has not been shown yet."""
+        self._off_at = -1
+        """The latest frame at strength 0, by its sequence."""
         self._told: dict[str, None] = {}
         self._log = FrameLog()
 
@@ -341,10 +343,7 @@ class Pass:
                     f"{len(self._uncollected)} frames are submitted and not collected, and"
                     f" Policy queue is {self._policy.queue}; collect() first, or allow for more"
                 )
-            finished = self._lane.take_finished()
-            if finished is not None:
-                self._delivery.show(finished)
-                self._unseen = True
+            self._take()
             self._inputs.load_motion(known, settings)
             call = Call(self._clock.now(), None)
             slot = self._submit(known, plan, settings, call, borrow=False)
@@ -488,7 +487,7 @@ class Pass:
         return self._log.summary(
             window,
             failures=self._lane.failures,
-            demotions=self._lane.demotions,
+            demotions=self._lane.demotions + self._loader.demotions,
             dropped=self._lane.dropped,
         )
 
@@ -629,7 +628,7 @@ class Pass:
         """Return whether frames can be run; change over to a bundle that is to take over."""
         successor = self._loader.take_over()
         if successor is not None:
-            self._lane.change_to(successor)
+            self._lane.change_to(*successor)
             self._governor.reset()
         rosters = self._loader.rosters((plan.height, plan.width), wait=wait)
         if rosters is None:
@@ -659,14 +658,22 @@ class Pass:
         call.load = slot.load
         return slot
 
+    def _take(self) -> None:
+        """Let the newest finished frame be shown, unless the pass has been off since."""
+        newest = self._lane.take_finished()
+        if newest is None:
+            return
+        if newest.sequence < self._off_at:
+            self._lane.release(newest)
+            return
+        self._delivery.show(newest)
+        self._unseen = True
+
     def _wait_for(self, slot: Slot, timeout: float | None) -> bool:
         """Wait until a slot is finished or given up; return whether it is."""
         until = None if timeout is None else self._clock.now() + timeout
         while True:
-            newest = self._lane.take_finished()
-            if newest is not None:
-                self._delivery.show(newest)
-                self._unseen = True
+            self._take()
             if slot.finished:
                 return True
             left = None if until is None else until - self._clock.now()
@@ -689,6 +696,7 @@ class Pass:
             )
         settings, delivery, lane = self._settings, self._delivery, self._lane
         if settings.strength == 0:
+            self._off_at, self._unseen = self._inputs.sequence, False
             return self._logged(
                 delivery.passed_through(frame, plan, call, "the strength is 0"), call
             )
@@ -699,10 +707,7 @@ class Pass:
         if not self._ready(plan, wait=waits):
             reason = self._loader.not_ready()
             return self._logged(delivery.passed_through(frame, plan, call, reason), call)
-        finished = lane.take_finished()
-        if finished is not None:
-            delivery.show(finished)
-            self._unseen = True
+        self._take()
         self._inputs.load_motion(frame, settings)
         reason = "the network is still at work on an earlier frame"
         every_n = self._policy.ladder[self._governor.level].every_n

@@ -260,7 +260,7 @@ class Pipeline:
             self.seat = seat
             try:
                 policy = self._policy
-                new = seat.runner is None or shape not in seat.sizes
+                new = seat.runner is None or shape not in seat.sizes or seat.warming
                 self._extend((policy.start_ms if new else policy.hang_ms) / 1e3)
                 runner = load_seat(seat)
                 guard.mark(result)

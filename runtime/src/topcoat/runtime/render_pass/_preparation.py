@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from topcoat.runtime._errors import TopcoatError
+from topcoat.runtime.render_pass._worker import Clock
 
 State = Literal["waiting", "loading", "warming", "ready", "failed", "cancelled"]
 
@@ -16,14 +17,17 @@ State = Literal["waiting", "loading", "warming", "ready", "failed", "cancelled"]
 class Preparation:
     """Something that is being got ready; made by ``Pass.prepare`` and ``Pass.swap``."""
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, began: float = 0.0) -> None:
         self._what = what
+        self.began = began
+        """When it was asked for, in s of the pass's clock."""
         self._state: State = "waiting"
         self._progress = 0.0
         self._error: TopcoatError | None = None
         self._cancelled = threading.Event()
+        self._settled = threading.Event()
         self._done = threading.Event()
-        self._lock = threading.Lock()
+        self._condition = threading.Condition()
 
     @property
     def state(self) -> State:
@@ -65,9 +69,19 @@ class Preparation:
 
     # What follows is for the thread that does the work.
 
-    def wait_done(self) -> None:
-        """Return when it has ended; raise nothing."""
-        self._done.wait()
+    def wait_done(self, clock: Clock, until: float) -> None:
+        """Return when it has ended, or at that time of the clock; raise nothing."""
+        with self._condition:
+            while not self._done.is_set() and (left := until - clock.now()) > 0:
+                clock.wait(self._condition, left)
+
+    def wait_settled(self) -> None:
+        """Return when nothing is loaded or warmed any more, if it has not ended for all that."""
+        self._settled.wait()
+
+    def settle(self) -> None:
+        """Say that nothing is loaded or warmed any more; what was done is going to be told."""
+        self._settled.set()
 
     @property
     def cancelled(self) -> bool:
@@ -80,13 +94,15 @@ class Preparation:
 
     def end(self, state: State, error: TopcoatError | None = None) -> None:
         """Say that it is over. Only the first time counts."""
-        with self._lock:
+        with self._condition:
             if self._done.is_set():
                 return
             self._state, self._error = state, error
             if state == "ready":
                 self._progress = 1.0
+            self._settled.set()
             self._done.set()
+            self._condition.notify_all()
 
 
 def run_in_background(work: Callable[[], None], name: str) -> None:
