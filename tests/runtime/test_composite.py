@@ -63,6 +63,13 @@ def test_every_value_lies_within_a_step_of_the_formula(
     assert error.mean() <= 0.5
 
 
+def test_half_way_is_rounded_up() -> None:
+    frame, styled = pictures()
+    out = np.empty_like(frame)
+    Compositor(HEIGHT, WIDTH).compose(frame, styled, out, strength=0.5)
+    np.testing.assert_array_equal(out, (frame.astype(int) + styled + 1) // 2)
+
+
 @pytest.mark.parametrize("blend", BLENDS)
 def test_strength_0_is_the_frame_bit_for_bit(blend: Blend) -> None:
     frame, styled = pictures()
