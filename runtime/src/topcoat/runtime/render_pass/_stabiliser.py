@@ -25,12 +25,18 @@ from topcoat.runtime.render_pass._warp import (
     unpack,
 )
 
-_LARGEST_WEIGHT = 0.9
-"""Of the history, at strength 1."""
+_WEIGHT = np.uint8(230)
+"""Of the history where nothing has changed, in 256ths: a memory of about ten frames. Less than 256,
+so that a difference shrinks every frame."""
+_LARGEST_REACH = 32
+"""By so many levels the output may differ from the result, at strength 1. Bounding the difference
+costs less of the style than a smaller weight does: both halve the flicker of a jittered camera, but
+the bound leaves outlines and brush strokes, where results differ most, as sharp as they were."""
 _TOLERATED = np.uint8(10)
 """By so many levels a pixel may leave the range of its new surroundings: noise of a sensor."""
 _DOUBT = np.uint8(12)
 """Over so many levels more the history's weight falls to nothing."""
+_SLOPE = np.uint8(-(-int(_WEIGHT) // int(_DOUBT)))
 _WIDENING = np.uint8(8)
 """By so many levels the history may leave the range of the new result's surroundings."""
 _NEARER, _FARTHER = np.float32(1 / 1.1), np.float32(1.1)
@@ -50,7 +56,7 @@ class Stabiliser:
 
     With s the new result and h the last output moved along the motion vectors, a pixel becomes ::
 
-        s + trunc((clamp(h) - s) * weight),   weight = history_weight(strength) * valid
+        s + trunc(bound(clamp(h) - s) * 0.9 * valid)
 
     - clamp(h) lies within the range of s over 3x3 pixels, widened by a few levels: what the
       history remembers of a place that changed cannot glow on.
@@ -58,6 +64,8 @@ class Stabiliser:
       shows another surface, and where the moved last frame leaves the range of the new frame over
       3x3 pixels by more than noise does. A picture that moves by less than a pixel, as a jittered
       camera's does, stays in that range.
+    - bound() limits a difference to ``reach(strength)`` levels, 8 at half strength: however wrong
+      the motion is, the output is no farther from the result.
     - The cut is towards s, so with a frozen input the output reaches s exactly and stays: nothing
       drifts, and 8 bits are enough.
 
@@ -92,6 +100,7 @@ class Stabiliser:
         self._moved = np.empty(self._shape, np.uint32)
         rows = self._large.rows
         self._scratch = _Range(rows, width, _WIDENING)
+        self._reach = np.empty((rows, width * 4), np.uint8)
         self._blend = tuple(np.empty((rows, width), np.uint32) for _ in range(4))
         self._vertical = np.empty((self._grid.rows, small[1]), np.uint8)
         self._small_weight = np.empty(small, np.uint8)
@@ -143,7 +152,8 @@ class Stabiliser:
             out: (H, W, 3) uint8; may be ``styled``.
         """
         self._cut_detected = False
-        if strength <= 0:
+        limit = reach(strength)
+        if limit == 0:
             self.reset()
             self._weight.fill(0)
             if out is not styled:
@@ -161,7 +171,8 @@ class Stabiliser:
             useless = self._count_useless()
             self._cut_detected = useless > _CUT_SHARE * self._doubt.size
         if self._has_history and not self._cut_detected:
-            self._weigh(history_weight(strength))
+            self._weigh()
+            self._reach.fill(limit)
             self._mix(out)
         else:
             self._weight.fill(0)
@@ -176,16 +187,14 @@ class Stabiliser:
 
     def _move(self, motion: Field | None, depth: _DepthGate | None) -> None:
         """Move the last frame and the history to where things are now; mark what is of no use."""
-        height, width = self._moved_frame.shape
         if motion is None:
-            np.copyto(self._moved_frame, self._last_frame[:height, :width])
-            np.copyto(self._moved, self._history[: self._shape[0], : self._shape[1]])
-            self._usable.fill(1)
-            if depth is not None:
-                for top, bottom in self._grid.blocks():
-                    depth.mark(None, top, bottom, self._usable)
+            for top, bottom in self._grid.blocks():
+                self._hold(top, bottom, depth)
             return
         for top, bottom in self._grid.blocks():
+            if self._scale == 1 and not motion[top:bottom].view(np.uint32).max():
+                self._hold(top, bottom, depth)  # a camera that stands still: half of all the work
+                continue
             inside = self._grid.locate(motion[top:bottom], top)
             np.copyto(self._usable[top:bottom].reshape(-1), inside.view(np.uint8))
             self._grid.gather(
@@ -197,10 +206,20 @@ class Stabiliser:
                 depth.mark(self._grid, top, bottom, self._usable)
         if self._large_motion is not None:
             expand(motion, self._large_motion)
-            np.multiply(self._large_motion, np.float32(self._scale), out=self._large_motion)
+            with np.errstate(over="ignore", invalid="ignore"):
+                np.multiply(self._large_motion, np.float32(self._scale), out=self._large_motion)
             for top, bottom in self._large.blocks():
                 self._large.locate(self._large_motion[top:bottom], top)
                 self._large.gather(self._history.reshape(-1), self._moved[top:bottom].reshape(-1))
+
+    def _hold(self, top: int, bottom: int, depth: _DepthGate | None) -> None:
+        """Do for rows of a frame in which nothing moves what ``_move`` does."""
+        np.copyto(self._moved_frame[top:bottom], self._last_frame[top:bottom, :-1])
+        first, last = top * self._scale, bottom * self._scale
+        np.copyto(self._moved[first:last], self._history[first:last, :-1])
+        self._usable[top:bottom].fill(1)
+        if depth is not None:
+            depth.mark(None, top, bottom, self._usable)
 
     def _find_doubt(self) -> None:
         """By how many levels each pixel of the moved frame leaves the range of the new one."""
@@ -225,9 +244,8 @@ class Stabiliser:
         np.logical_and(weight, self._usable.view(np.bool_), out=weight)
         return int(weight.size - np.count_nonzero(weight))
 
-    def _weigh(self, largest: int) -> None:
-        """Write the history's weight, 0 to ``largest`` 256ths."""
-        slope = np.uint8(-(-largest // int(_DOUBT)))
+    def _weigh(self) -> None:
+        """Write the history's weight, 0 to ``_WEIGHT``."""
         for top, bottom in self._grid.blocks():
             weight, tall = self._small_weight[top:bottom], self._vertical[: bottom - top]
             _reduce_lines(np.maximum, self._doubt, top, bottom, tall)
@@ -235,9 +253,9 @@ class Stabiliser:
             np.maximum(weight, _TOLERATED, out=weight)
             np.subtract(weight, _TOLERATED, out=weight)
             np.minimum(weight, _DOUBT, out=weight)
-            np.multiply(weight, slope, out=weight)
-            np.minimum(weight, np.uint8(largest), out=weight)
-            np.subtract(np.uint8(largest), weight, out=weight)
+            np.multiply(weight, _SLOPE, out=weight)
+            np.minimum(weight, _WEIGHT, out=weight)
+            np.subtract(_WEIGHT, weight, out=weight)
             np.multiply(weight, self._usable[top:bottom], out=weight)
         if self._weight is not self._small_weight:
             for row in range(self._scale):
@@ -264,6 +282,7 @@ class Stabiliser:
             np.minimum(history, styled, out=high)
             np.maximum(history, styled, out=difference)
             np.subtract(difference, high, out=difference)
+            np.minimum(difference, self._reach[:n], out=difference)
             np.copyto(weight, self._weight[top:bottom])
             np.bitwise_and(magnitude, _LANES, out=lane)
             np.multiply(lane, weight, out=lane)
@@ -283,9 +302,15 @@ class Stabiliser:
         pad(self._history)
 
 
-def history_weight(strength: float) -> int:
-    """The history's weight in 256ths, 0 to 230, at a strength of 0 to 1."""
-    return round(256 * _LARGEST_WEIGHT * min(1.0, max(0.0, strength)))
+def reach(strength: float) -> int:
+    """Return by how many levels (of 255) outputs may differ from their results.
+
+    32 times the square of the strength, rounded: 0 at 0, 8 at a half, 32 from 1 on.
+
+    >>> [reach(strength) for strength in (0, 0.25, 0.5, 0.75, 1)]
+    [0, 2, 8, 18, 32]
+    """
+    return round(_LARGEST_REACH * min(1.0, max(0.0, strength)) ** 2)
 
 
 class _Range:

@@ -190,7 +190,8 @@ class _Positions:
             + picture[line, self._right] * self._to_right
             for line in (self._top, self._bottom)
         )
-        return top * (1 - self._to_bottom) + bottom * self._to_bottom
+        found: NDArray[np.float64] = top * (1 - self._to_bottom) + bottom * self._to_bottom
+        return found
 
 
 def _unit(picture: Frame) -> NDArray[np.float64]:

@@ -67,7 +67,7 @@ class Scene:
     period: float = 96.0
     """In frames."""
     speed: float = 1.0
-    """Of the camera, as a multiple of the usual, which moves things by 0.5 % of the width a frame."""
+    """Of the camera, as a multiple of the usual, which moves things by 0.5 % of the width."""
 
     def render(
         self, t: float, width: int, height: int, jitter: tuple[float, float] = (0.0, 0.0)
