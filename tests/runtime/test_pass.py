@@ -604,3 +604,18 @@ def test_explain_names_engines_levels_copies_and_complaints(
         "3x3 vectors for a frame of 32x24",
     ):
         assert part in text
+
+
+def test_an_engine_that_fails_while_it_is_warmed_makes_room_for_the_next(
+    make: MakePass, clock: FakeClock
+) -> None:
+    events: list[Event] = []
+    bad, good = Script(clock, [ValueError("no kernel")]), Script(clock, shift=90)
+    subject = make(bad, good, ready=False, on_event=events.append)
+    assert subject.prepare((24, 32)).wait(10).state == "ready"
+    subject.present(picture())
+    clock.advance(0.01)
+    result = subject.present(picture(1))
+    assert result.status is Status.FRESH
+    assert np.array_equal(result.image, styled(picture(), 90))
+    assert [event.kind for event in events] == ["demoted", "ready"]
