@@ -485,10 +485,10 @@ def test_a_new_exposure_is_taken_over_as_if_the_plan_were_new(layout: Layout) ->
     rgb = np.empty_like(wanted)
     plan.load(frame.array, rgb)
     np.testing.assert_array_equal(rgb, wanted)
-    out, other = plan.new_out(), fresh.new_out()
+    out, same = plan.new_out(), fresh.new_out()
     plan.store(rgb, frame.array, out)
-    fresh.store(rgb, frame.array, other)
-    assert out.tobytes() == other.tobytes()
+    fresh.store(rgb, frame.array, same)
+    assert out.tobytes() == same.tobytes()
     for other in (
         dataclasses.replace(new, origin="bottom-left"),
         dataclasses.replace(new, extent=(0, 0, 2, 2)),
