@@ -42,6 +42,27 @@ def test_the_programs_of_the_runtime_document_run(
     assert "numpy.ascontiguousarray(frame)" in capsys.readouterr().out
 
 
+def test_the_programs_of_the_embedding_document_run(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree("candy.topcoat", "other.topcoat")
+    names: dict[str, Any] = {}
+    snippets = blocks_of("embedding.md", "python")
+    assert len(snippets) >= 6
+    for snippet in snippets:
+        exec(compile(snippet, "docs/embedding.md", "exec"), names)
+    said = capsys.readouterr().out
+    for part in ("FRESH 1 ", "copies per frame", "p99"):
+        assert part in said
+
+
+def test_the_window_of_the_embedding_document_is_the_example() -> None:
+    (shown,) = blocks_of("embedding.md", "py")[:1]
+    example = (DOCS.parent / "examples" / "minimal_window.py").read_text(encoding="utf-8")
+    assert example.endswith(shown)
+    assert len([line for line in shown.splitlines() if line.strip()]) <= 25
+
+
 def test_the_commands_of_the_runtime_document_run(
     workplace: Path, photograph: Frame, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -76,6 +76,8 @@ if typing.TYPE_CHECKING:
         Result,
         Status,
         Timings,
+        from_buffer,
+        from_dlpack,
     )
 
 __all__ = [
@@ -130,6 +132,8 @@ __all__ = [
     "TopcoatError",
     "UnverifiedWarning",
     "Variant",
+    "from_buffer",
+    "from_dlpack",
     "noise_frame",
     "open",
     "read_manifest",
@@ -153,6 +157,8 @@ _OF_RENDER_PASS = frozenset(
         "Result",
         "Status",
         "Timings",
+        "from_buffer",
+        "from_dlpack",
     }
 )
 

@@ -1,5 +1,6 @@
 """A network as the last pass of a renderer: :class:`Pass`."""
 
+from topcoat.runtime.render_pass._buffers import from_buffer, from_dlpack
 from topcoat.runtime.render_pass._frame import Depth, Motion, RenderFrame
 from topcoat.runtime.render_pass._layout import Layout
 from topcoat.runtime.render_pass._pass import Pass
@@ -30,4 +31,6 @@ __all__ = [
     "Result",
     "Status",
     "Timings",
+    "from_buffer",
+    "from_dlpack",
 ]
