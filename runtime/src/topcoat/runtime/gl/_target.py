@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
@@ -23,6 +23,7 @@ from topcoat.runtime._errors import (
     PassClosedError,
     PassError,
 )
+from topcoat.runtime.gl._textures import Attachment, Reader, Uploads, checked_region
 from topcoat.runtime.render_pass._frame import Depth, Motion, RenderFrame
 from topcoat.runtime.render_pass._layout import Alpha, ColorSpace, Layout
 from topcoat.runtime.render_pass._pixels import Copy
@@ -34,19 +35,11 @@ if TYPE_CHECKING:
 Transport = Literal["auto", "pbo", "read"]
 """How pixels get from the GPU to the host and back, see :class:`GLTarget`."""
 
-_DTYPES: dict[str, type[np.uint8 | np.float16 | np.float32]] = {
-    "f1": np.uint8,
-    "f2": np.float16,
-    "f4": np.float32,
-}
 _SUFFIXES = {"f1": "8", "f2": "16f", "f4": "32f"}
 _ROUNDS = 7
 """How often a way is timed before one is chosen; the best of them counts."""
 _SLOWER = 1.05
 """Ways whose times differ by less are the same, and the plainer one is taken."""
-_FRAMEBUFFERS_KEPT = 4
-"""An application that renders into two textures in turn gives two of them."""
-
 _log = logging.getLogger("topcoat.runtime")
 
 
@@ -139,9 +132,9 @@ class GLTarget:
         self._delay = delay
         self._closed = False
         self._told = False
-        self._source = _Attachment.of(ctx, source, "source")
-        self._region = _region(region, self._source.size)
-        self._target = None if target is None else _Attachment.of(ctx, target, "target")
+        self._source = Attachment.of(ctx, source, "source")
+        self._region = checked_region(region, self._source.size)
+        self._target = None if target is None else Attachment.of(ctx, target, "target")
         self._scale = self._target_scale()
         order = self._source.order
         self._layout = Layout(
@@ -158,15 +151,15 @@ class GLTarget:
         }
         self._depth_options = {"inverted": depth_inverted, "linear": depth_linear}
         self._reasons: dict[str, str] = {}
-        self._colour = _Reader(ctx, self._source, self._region, "read", 0)
+        self._colour = Reader(ctx, self._source, self._region, "read", 0)
         self._transport = self._choose(transport)
         if self._transport == "pbo":
-            self._colour = _Reader(ctx, self._source, self._region, "pbo", delay)
-        self._motion: _Reader | None = None
-        self._depth: _Reader | None = None
-        self._uploads: _Uploads | None = None
+            self._colour = Reader(ctx, self._source, self._region, "pbo", delay)
+        self._motion: Reader | None = None
+        self._depth: Reader | None = None
+        self._uploads: Uploads | None = None
         if self._target is not None:
-            self._uploads = _Uploads(ctx, self._picture_bytes, self._transport)
+            self._uploads = Uploads(ctx, self._picture_bytes, self._transport)
         self._frame = RenderFrame(color=self._colour.array, layout=self._layout)
         self._out: NDArray[Any] | None = None
         self._before: tuple[int | None, bool, NDArray[np.uint8] | None] | None = None
@@ -403,9 +396,9 @@ class GLTarget:
         # A frame that is still being drawn would be waited for by whichever way comes first.
         self._ctx.finish()
         read_ms = _best_ms(lambda: self._colour.read(self._source))
-        trial: _Reader | None = None
+        trial: Reader | None = None
         try:
-            trial = _Reader(self._ctx, self._source, self._region, "pbo", self._delay)
+            trial = Reader(self._ctx, self._source, self._region, "pbo", self._delay)
             pbo = trial
             pbo_ms = _best_ms(lambda: pbo.read(self._source))
         except moderngl.Error as error:
@@ -435,7 +428,7 @@ class GLTarget:
     def _read_motion(self, texture: moderngl.Texture | None) -> Motion | None:
         if texture is None:
             return None
-        at = _Attachment.side(self._ctx, texture, "motion", least=2)
+        at = Attachment.side(self._ctx, texture, "motion", least=2)
         reader = self._motion
         if reader is None or not reader.fits(at):
             reader = self._motion = self._side_reader(at, reader)
@@ -445,14 +438,14 @@ class GLTarget:
     def _read_depth(self, texture: moderngl.Texture | None) -> Depth | None:
         if texture is None:
             return None
-        at = _Attachment.side(self._ctx, texture, "depth", least=1)
+        at = Attachment.side(self._ctx, texture, "depth", least=1)
         reader = self._depth
         if reader is None or not reader.fits(at):
             reader = self._depth = self._side_reader(at, reader)
             self._depth_given = Depth(data=reader.array[..., 0], **self._depth_options)
         return self._depth_given if self._read_side(reader, at) else None
 
-    def _read_side(self, reader: _Reader, at: _Attachment) -> bool:
+    def _read_side(self, reader: Reader, at: Attachment) -> bool:
         """Read a side input; return whether it is of the same frame as the colour."""
         self._guarded(lambda: reader.read(at))
         frame, before = self._colour.started, reader.last
@@ -460,12 +453,12 @@ class GLTarget:
         # A copy that was not begun with the call before is of some other frame.
         return not self._delay or frame == 1 or before == frame - 1
 
-    def _side_reader(self, at: _Attachment, old: _Reader | None) -> _Reader:
+    def _side_reader(self, at: Attachment, old: Reader | None) -> Reader:
         if old is not None:
             old.release()
         whole = (0, 0, *at.size)
         region = self._region if at.size == self._source.size else whole
-        return _Reader(self._ctx, at, region, self._transport, self._colour.delay)
+        return Reader(self._ctx, at, region, self._transport, self._colour.delay)
 
     def _guarded(self, action: Callable[[], Any]) -> Any:  # noqa: ANN401 - what the action returns
         import moderngl
@@ -495,236 +488,6 @@ class GLTarget:
     def _check_open(self) -> None:
         if self._closed:
             raise PassClosedError("this GLTarget was closed; make another one")
-
-
-# ------------------------------------------------------------------------------------- attachments
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Attachment:
-    """A texture, or what a framebuffer draws into, checked."""
-
-    size: tuple[int, int]
-    components: int
-    dtype: str
-    order: str
-    """Of the bytes: "rgb", "rgba", "bgr" or "bgra"; "" for what is no colour."""
-    texture: moderngl.Texture | None
-    framebuffer: moderngl.Framebuffer | None = None
-    """Of the application; None: one is made for the texture."""
-    depth: bool = False
-
-    @classmethod
-    def of(
-        cls, ctx: moderngl.Context, thing: moderngl.Texture | moderngl.Framebuffer, what: str
-    ) -> _Attachment:
-        """Check a colour texture or framebuffer."""
-        import moderngl
-
-        if isinstance(thing, moderngl.Framebuffer):
-            _check_alive(ctx, thing, what)
-            attached = thing.color_attachments
-            if not attached:
-                return cls(thing.size, 4, "f1", "rgba", None, thing)
-            first = attached[0]
-            order = _order(first, what)
-            texture = first if isinstance(first, moderngl.Texture) else None
-            return cls(first.size, first.components, first.dtype, order, texture, thing)
-        if not isinstance(thing, moderngl.Texture):
-            raise FrameError(
-                f"the {what} is {type(thing).__name__}, wanted a moderngl.Texture or Framebuffer"
-            )
-        _check_alive(ctx, thing, what)
-        order = _order(thing, what)
-        return cls(thing.size, thing.components, thing.dtype, order, thing)
-
-    @classmethod
-    def side(
-        cls, ctx: moderngl.Context, texture: moderngl.Texture, what: str, *, least: int
-    ) -> _Attachment:
-        """Check a motion or depth texture."""
-        import moderngl
-
-        if not isinstance(texture, moderngl.Texture):
-            raise FrameError(
-                f"the {what} texture is {type(texture).__name__}, wanted a moderngl.Texture"
-            )
-        _check_alive(ctx, texture, f"{what} texture")
-        if texture.samples or texture.dtype not in ("f2", "f4") or texture.components < least:
-            raise FrameError(
-                f"the {what} texture has {texture.components} components of {texture.dtype!r} and"
-                f" {texture.samples} samples, wanted at least {least} of 'f2' or 'f4' and one"
-                " sample"
-            )
-        return cls(
-            texture.size, texture.components, texture.dtype, "", texture, depth=bool(texture.depth)
-        )
-
-
-def _check_alive(
-    ctx: moderngl.Context, thing: moderngl.Texture | moderngl.Framebuffer, what: str
-) -> None:
-    if type(thing.mglo).__name__ == "InvalidObject":
-        raise FrameError(f"the {what} was released; make another GLTarget")
-    if thing.ctx is not ctx:
-        raise FrameError(
-            f"the {what} is of another OpenGL context; give the context that it was made in"
-        )
-
-
-def _order(thing: Any, what: str) -> str:  # noqa: ANN401 - a texture or renderbuffer
-    if getattr(thing, "depth", False):
-        raise FrameError(f"the {what} is a depth texture, wanted a colour")
-    if thing.samples:
-        raise FrameError(
-            f"the {what} has {thing.samples} samples a pixel, wanted one; resolve it with"
-            " ctx.copy_framebuffer first"
-        )
-    if thing.dtype not in _DTYPES or thing.components not in (3, 4):
-        raise FrameError(
-            f"the {what} has {thing.components} components of {thing.dtype!r}, wanted 3 or 4 of"
-            " 'f1', 'f2' or 'f4'"
-        )
-    # What shaders see as red is said by the swizzle; what lies first in memory is the first.
-    swizzle = str(getattr(thing, "swizzle", "RGBA"))
-    known = {"RGB": "rgb", "BGR": "bgr"}.get(swizzle[:3])
-    if known is None or (thing.components == 4 and swizzle[3:] not in ("A", "1")):
-        raise FrameError(f"the {what} has the swizzle {swizzle!r}, wanted RGBA or BGRA")
-    return known if thing.components == 3 else known + "a"
-
-
-def _region(
-    region: tuple[int, int, int, int] | None, size: tuple[int, int]
-) -> tuple[int, int, int, int]:
-    if region is None:
-        return 0, 0, *size
-    x, y, width, height = region
-    if min(x, y) < 0 or min(width, height) < 1 or x + width > size[0] or y + height > size[1]:
-        raise FrameError(
-            f"region {region} is not within the source of {size[0]}x{size[1]}; give (x, y, width,"
-            " height) in pixels"
-        )
-    return x, y, width, height
-
-
-# ------------------------------------------------------------------------------------- both ways
-
-
-class _Reader:
-    """Reads one kind of texture into one array."""
-
-    def __init__(
-        self,
-        ctx: moderngl.Context,
-        like: _Attachment,
-        region: tuple[int, int, int, int],
-        transport: Literal["pbo", "read"],
-        delay: int,
-    ) -> None:
-        self._ctx = ctx
-        self._like = like
-        self._region = region
-        self.delay = delay
-        shape = (region[3], region[2], like.components)
-        self.array: NDArray[Any] = np.zeros(shape, _DTYPES[like.dtype])
-        self._framebuffers: list[tuple[moderngl.Texture, moderngl.Framebuffer]] = []
-        count = 0 if transport == "read" else 1 + delay
-        self._buffers = [ctx.buffer(reserve=self.array.nbytes, dynamic=True) for _ in range(count)]
-        self.started = 0
-        """How many copies through buffers were begun."""
-        self.last = 0
-        """The frame for which that was done last, where the caller keeps count."""
-        self._options: dict[str, Any] = {
-            "viewport": region,
-            "components": like.components,
-            "attachment": -1 if like.depth else 0,
-            "alignment": 1,
-            "dtype": like.dtype,
-        }
-
-    def fits(self, other: _Attachment) -> bool:
-        """Return whether another texture can be read by this one."""
-        mine = self._like
-        return (other.size, other.components, other.dtype, other.depth) == (
-            mine.size,
-            mine.components,
-            mine.dtype,
-            mine.depth,
-        )
-
-    def read(self, at: _Attachment) -> NDArray[Any]:
-        """Return the array, filled; with a delay, with what the call before began to copy."""
-        framebuffer = self._framebuffer(at)
-        if not self._buffers:
-            framebuffer.read_into(self.array, **self._options)
-            return self.array
-        count = len(self._buffers)
-        framebuffer.read_into(self._buffers[self.started % count], **self._options)
-        self.started += 1
-        # The very first has nothing before it.
-        ready = self.started if self.started >= count else 0
-        self._buffers[ready % count].read_into(self.array)
-        return self.array
-
-    def _framebuffer(self, at: _Attachment) -> moderngl.Framebuffer:
-        texture = at.texture
-        if texture is not None:
-            _check_alive(self._ctx, texture, "texture")
-        if at.framebuffer is not None:
-            _check_alive(self._ctx, at.framebuffer, "framebuffer")
-            return at.framebuffer
-        assert texture is not None
-        for known, framebuffer in self._framebuffers:
-            if known is texture:
-                return framebuffer
-        if len(self._framebuffers) >= _FRAMEBUFFERS_KEPT:
-            self._framebuffers.pop(0)[1].release()
-        made = (
-            self._ctx.framebuffer(depth_attachment=texture)
-            if at.depth
-            else self._ctx.framebuffer([texture])
-        )
-        self._framebuffers.append((texture, made))
-        return made
-
-    def release(self) -> None:
-        """Free what is OpenGL's."""
-        for _, framebuffer in self._framebuffers:
-            framebuffer.release()
-        for buffer in self._buffers:
-            buffer.release()
-        self._framebuffers, self._buffers = [], []
-
-
-class _Uploads:
-    """Writes pictures into a texture, through two buffers in turn or directly."""
-
-    def __init__(self, ctx: moderngl.Context, size: int, transport: Literal["pbo", "read"]) -> None:
-        self._ctx = ctx
-        count = 2 if transport == "pbo" else 0
-        self._buffers = [ctx.buffer(reserve=size, dynamic=True) for _ in range(count)]
-        self._next = 0
-
-    def write(
-        self, at: _Attachment, picture: NDArray[Any], viewport: tuple[int, int, int, int]
-    ) -> None:
-        texture = at.texture
-        assert texture is not None
-        _check_alive(self._ctx, texture, "target")
-        if not self._buffers:
-            texture.write(picture, viewport=viewport, alignment=1)
-            return
-        buffer = self._buffers[self._next]
-        self._next = 1 - self._next
-        buffer.orphan()  # the GPU may still read what was in it
-        buffer.write(picture)
-        texture.write(buffer, viewport=viewport, alignment=1)
-
-    def release(self) -> None:
-        """Free what is OpenGL's."""
-        for buffer in self._buffers:
-            buffer.release()
-        self._buffers = []
 
 
 def _best_ms(action: Callable[[], Any]) -> float:
