@@ -730,7 +730,7 @@ class Pass:
             reason = failed_because(failure)
             if self._policy.on_error == "raise" and not isinstance(failure, EnginesRestError):
                 raise failure
-            if not new and self._policy.on_error == "passthrough":
+            if not new and self._policy.on_error != "reuse":
                 return self._logged(delivery.passed_through(frame, plan, call, reason), call)
         return self._logged(delivery.best(frame, plan, call, new=new, reason=reason), call)
 
