@@ -72,23 +72,21 @@ class Stabiliser:
     Not for use from two threads at once.
 
     Args:
-        height: of the results.
-        width: of the results.
-        scale: how many times larger a result is than its frame, on each side; both sides are
-            multiples of it. Motion and depth are of the frame's size.
+        height: of the frames, h.
+        width: of the frames, w.
+        scale: how many times larger a result is than its frame on each side: H = scale * h.
 
     Raises:
-        ValueError: sides that are no multiples of the scale, or out of range.
+        ValueError: a scale below 1, or results with a side of more than 16383.
     """
 
     def __init__(self, height: int, width: int, *, scale: int = 1) -> None:
-        if scale < 1 or height % scale or width % scale:
-            raise ValueError(
-                f"height and width must be multiples of the scale {scale}, got {height}x{width}"
-            )
+        if scale < 1:
+            raise ValueError(f"scale must be a whole number from 1 up, got {scale}")
+        small = (height, width)
+        height, width = height * scale, width * scale
         self._scale = scale
         self._shape = (height, width)
-        small = (height // scale, width // scale)
         self._grid = Grid(*small)
         self._frame, self._last_frame = np.zeros(small, np.uint32), new_texels(*small)
         self._moved_frame = np.empty(small, np.uint32)
