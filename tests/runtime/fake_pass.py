@@ -127,9 +127,10 @@ class FakeClock:
         return asleep >= busy + sum(not one.done for one in loading) + lane.hanging
 
 
-Step = float | Exception | str
-"""What an engine does to a frame: a time in seconds; an exception; "nothing", "half", "nan", "float
-nan" or "shape": a result that is none; "hang": it does not come back until ``Script.release``."""
+Step = float | BaseException | str | Callable[[], None]
+"""What an engine does to a frame: a time in seconds; an exception; a call; "nothing", "half", "nan", "float
+nan" or "shape": a result that is none; "hang": it does not come back until ``Script.release``, and
+then with a result. Of these, loading knows a time, an exception and "hang"."""
 
 
 @dataclass
@@ -144,19 +145,27 @@ class Script:
     released: threading.Event = field(default_factory=threading.Event)
     opened: int = 0
     closed: int = 0
-    runs: int = 0
+    ran_at: list[float] = field(default_factory=list)
+    """When each run began, in s of the clock."""
+
+    @property
+    def runs(self) -> int:
+        return len(self.ran_at)
 
     def open(self) -> ScriptedRunner:
         self.opened += 1
-        if isinstance(self.load, Exception):
+        if isinstance(self.load, BaseException):
             raise self.load
-        if isinstance(self.load, float) and self.load:
+        if self.load == "hang":
+            self.clock.hang(self.released)
+        elif isinstance(self.load, float) and self.load:
             self.clock.sleep(self.load)
         return ScriptedRunner(self)
 
     def release(self) -> None:
-        """Let what hangs come back."""
-        self.released.set()
+        """Let what hangs come back, now; what hangs later does so again."""
+        released, self.released = self.released, threading.Event()
+        released.set()
 
     def __post_init__(self) -> None:
         steps = list(self.steps)
@@ -173,15 +182,17 @@ class ScriptedRunner:
 
     def run(self, source: Frame, result: Frame) -> object:
         script = self.script
-        script.runs += 1
+        script.ran_at.append(script.clock.now())
         step = next(script._next)
-        if isinstance(step, Exception):
+        if isinstance(step, BaseException):
             raise step
         if isinstance(step, float):
             if step:
                 script.clock.sleep(step)
         elif step == "hang":
             script.clock.hang(script.released)
+        elif callable(step):
+            step()
         scale = result.shape[0] // source.shape[0]
         made = styled(source, script.shift, scale)
         if step == "nothing":

@@ -181,7 +181,8 @@ class Worker:
     def overdue(self) -> bool:
         """Whether the running frame has taken longer than it may."""
         with self._condition:
-            return self._running is not None and self._clock.now() - self.started >= self.limit
+            # The same sum as in wait(), or the two might disagree by a rounding for ever.
+            return self._running is not None and self._clock.now() >= self.started + self.limit
 
     def wait(self, timeout: float | None) -> bool:
         """Wait until a frame is finished, nothing is being run, or the running one is overdue.
