@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from topcoat.runtime._errors import FrameError
-from topcoat.runtime.backends._cuda import LEGACY_STREAM
+from topcoat.runtime.backends._cuda import LEGACY_STREAM, Context
 
 _CUDA, _CUDA_HOST, _CUDA_MANAGED = 2, 3, 13  # DLDeviceType
 _UNSIGNED = 1  # DLDataTypeCode
@@ -43,7 +43,9 @@ class DeviceArray:
         return size
 
 
-def device_array(array: object, stream: int | None = None, what: str = "frame") -> DeviceArray:
+def device_array(
+    array: object, stream: int | None = None, what: str = "frame", *, host: str = "process()"
+) -> DeviceArray:
     """Find out where on a GPU an array lies.
 
     Args:
@@ -52,6 +54,7 @@ def device_array(array: object, stream: int | None = None, what: str = "frame") 
         stream: the stream that will use the array: a producer that speaks DLPack has it wait for
             what it still has to do. None: the caller has synchronised, nothing is waited for.
         what: what the array is, for errors.
+        host: what takes arrays on the host, for errors.
 
     Returns:
         The array's description. It keeps the memory from being freed, so keep it while it is used.
@@ -64,7 +67,7 @@ def device_array(array: object, stream: int | None = None, what: str = "frame") 
     """
     try:
         if hasattr(array, "__dlpack__") and hasattr(array, "__dlpack_device__"):
-            return _from_dlpack(array, stream, what)
+            return _from_dlpack(array, stream, what, host)
         interface = getattr(array, "__cuda_array_interface__", None)
     except FrameError:
         raise
@@ -75,9 +78,53 @@ def device_array(array: object, stream: int | None = None, what: str = "frame") 
     if interface is None:
         raise FrameError(
             f"{what} is a {_kind(array)}, wanted an array on a GPU, with __dlpack__ or"
-            " __cuda_array_interface__; use process() for arrays on the host"
+            f" __cuda_array_interface__; use {host} for arrays on the host"
         )
     return _from_interface(array, interface, stream, what)
+
+
+def check_stream(stream: object) -> None:
+    """Refuse what is neither a stream's handle nor None.
+
+    Raises:
+        FrameError: with the reason.
+    """
+    if stream is not None and (type(stream) is not int or stream < 1):
+        raise FrameError(
+            f"stream is {stream!r}, wanted the handle of a CUDA stream, 1 for the legacy default"
+            " stream, 2 for the per-thread one, or None; 0 could mean either of them"
+        )
+
+
+def check_apart(source: DeviceArray, result: DeviceArray) -> None:
+    """Refuse a result that cannot be written, or not without changing its frame.
+
+    Raises:
+        FrameError: with the reason.
+    """
+    if result.read_only:
+        raise FrameError("out is read-only, wanted a writeable array; pass a copy")
+    if (
+        source.pointer < result.pointer + result.nbytes
+        and result.pointer < source.pointer + source.nbytes
+    ):
+        raise FrameError("out overlaps the frame in memory; pass a separate array")
+
+
+def check_device(context: Context, array: DeviceArray, what: str) -> None:
+    """Refuse an array that is not in the memory of the context's GPU; the context is current.
+
+    Raises:
+        FrameError: with the reason.
+        DeviceLostError: the GPU stopped working.
+    """
+    ordinal = context.device.ordinal
+    where = context.pointer_device(array.pointer)
+    if where != ordinal:
+        came = "not in a GPU's memory" if where is None else f"in the memory of GPU {where}"
+        raise FrameError(
+            f"{what} is {came}, wanted that of GPU {ordinal}, where the engine is; copy it there"
+        )
 
 
 # -------------------------------------------------------------------------- cuda array interface
@@ -172,12 +219,17 @@ _capsule_pointer.argtypes = (ctypes.py_object, ctypes.c_char_p)
 _capsule_pointer.restype = ctypes.c_void_p
 
 
-def _from_dlpack(array: Any, stream: int | None, what: str) -> DeviceArray:  # noqa: ANN401
+def _from_dlpack(
+    array: Any,  # noqa: ANN401 - another library's array
+    stream: int | None,
+    what: str,
+    host: str,
+) -> DeviceArray:
     kind, number = (int(value) for value in array.__dlpack_device__())
     if kind not in {_CUDA, _CUDA_MANAGED}:
         where = "in host memory" if kind in {1, _CUDA_HOST} else f"on a device of type {kind}"
         raise FrameError(
-            f"{what} is {where}, wanted an array on an NVIDIA GPU; use process() for arrays on the"
+            f"{what} is {where}, wanted an array on an NVIDIA GPU; use {host} for arrays on the"
             " host"
         )
     wanted = _NO_SYNCHRONISATION if stream is None else stream

@@ -19,7 +19,13 @@ import numpy as np
 
 from topcoat.runtime._errors import BackendError, DeviceLostError, DeviceMemoryError, FrameError
 from topcoat.runtime.backends._cuda import Context, Event, PinnedArray
-from topcoat.runtime.backends._device_arrays import DeviceArray, device_array
+from topcoat.runtime.backends._device_arrays import (
+    DeviceArray,
+    check_apart,
+    check_device,
+    check_stream,
+    device_array,
+)
 from topcoat.runtime.backends._device_padding import crop_on_device, pad_on_device
 from topcoat.runtime.backends._trt_engine import Engine, EngineSettings
 from topcoat.runtime.backends._trt_plan import Plan
@@ -178,11 +184,7 @@ class TensorRtSession:
             DeviceLostError: the GPU stopped working, now or in an earlier call.
             BackendError: the engine failed; ``result`` then holds nothing useful.
         """
-        if stream is not None and (type(stream) is not int or stream < 1):
-            raise FrameError(
-                f"stream is {stream!r}, wanted the handle of a CUDA stream, 1 for the legacy"
-                " default stream, 2 for the per-thread one, or None; 0 could mean either of them"
-            )
+        check_stream(stream)
         with self._on_device():
             # With a stream, the caller says what is ready; without, the arrays are asked.
             user = self._stream.handle if stream is None else None
@@ -329,25 +331,12 @@ class TensorRtSession:
     def _check_device_arrays(
         self, source: DeviceArray, result: DeviceArray, shape: tuple[int, ...]
     ) -> None:
-        if result.read_only:
-            raise FrameError("out is read-only, wanted a writeable array; pass a copy")
-        if (
-            source.pointer < result.pointer + result.nbytes
-            and result.pointer < source.pointer + source.nbytes
-        ):
-            raise FrameError("out overlaps the frame in memory; pass a separate array")
+        check_apart(source, result)
         plan = self._plans.get(shape[1:])
         if plan is not None and plan.knows(source.pointer, result.pointer):
             return  # asking the driver costs more than comparing
-        ordinal = self._context.device.ordinal
-        for array, what in ((source, "frame"), (result, "out")):
-            where = self._context.pointer_device(array.pointer)
-            if where != ordinal:
-                came = "not in a GPU's memory" if where is None else f"in the memory of GPU {where}"
-                raise FrameError(
-                    f"{what} is {came}, wanted that of GPU {ordinal}, where the engine is; copy it"
-                    " there"
-                )
+        check_device(self._context, source, "frame")
+        check_device(self._context, result, "out")
 
     # -------------------------------------------------------------------------------- frame sizes
 

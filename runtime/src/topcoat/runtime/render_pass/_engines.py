@@ -15,6 +15,9 @@ from topcoat.runtime.bundle import TEXTURE, Manifest, SizeRule, read_manifest
 from topcoat.runtime.frames import Frame, fit_size
 from topcoat.runtime.model import Model, open_model
 
+DEVICE_BACKENDS = ("tensorrt-rtx", "tensorrt")
+"""Those whose sessions are a :class:`topcoat.runtime.backends.DeviceSession`."""
+
 _log = logging.getLogger("topcoat.runtime")
 
 
@@ -31,6 +34,13 @@ class Runner(Protocol):
 
     def close(self) -> None:
         """Free it."""
+
+
+class DeviceRunner(Runner, Protocol):
+    """A loaded engine that also runs frames which are in its GPU's memory."""
+
+    def run_device(self, source: object, result: object, stream: int | None) -> None:
+        """Run a frame; see :meth:`topcoat.runtime.Model.process_device`."""
 
 
 @dataclass(eq=False)
@@ -54,6 +64,8 @@ class Seat:
     warming: bool = False
     """Another thread than the worker runs frames of a new size on it, for which frames wait."""
     loading: threading.Lock = field(default_factory=threading.Lock)
+    takes_device: bool = False
+    """Its runner is a :class:`DeviceRunner`."""
 
     @property
     def demoted(self) -> bool:
@@ -122,6 +134,9 @@ class _ModelRunner:
 
     def run(self, source: Frame, result: Frame) -> object:
         return self.model.process(source, result)
+
+    def run_device(self, source: object, result: object, stream: int | None) -> None:
+        self.model.process_device(source, result, stream)
 
     def close(self) -> None:
         self.model.close()
@@ -205,7 +220,8 @@ class BundleSource:
         def load() -> Runner:
             return _ModelRunner(open_model(self.path, **options))
 
-        return Seat(f"{candidate.backend} {candidate.compute}", load, runner)
+        name = f"{candidate.backend} {candidate.compute}"
+        return Seat(name, load, runner, takes_device=candidate.backend in DEVICE_BACKENDS)
 
 
 class Roster:
@@ -232,14 +248,21 @@ class Roster:
         """All of them, best first."""
         return tuple(self._seats)
 
-    def candidates(self, size: tuple[int, int], now: float) -> list[Seat]:
+    def candidates(self, size: tuple[int, int], now: float, *, device: bool = False) -> list[Seat]:
         """Return what may run a frame of this (height, width) now, best first.
 
         Only a failed engine whose rest is over is followed by others: it may fail again.
+
+        Args:
+            size: of the frame.
+            now: s of the clock.
+            device: the frame is in the GPU's memory.
         """
         found = []
         with self._lock:
             for seat in self._seats:
+                if device and not seat.takes_device:
+                    continue
                 if size in seat.unfit or (seat.busy is not None and not seat.busy.is_set()):
                     continue
                 if seat.demoted and now < seat.retry_at:
@@ -249,10 +272,11 @@ class Roster:
                     break
         return found
 
-    def outlook(self, now: float) -> str:
+    def outlook(self, now: float, *, device: bool = False) -> str:
         """Return when an engine will be tried, for a frame that none can run."""
         with self._lock:
-            resting = [seat for seat in self._seats if seat.demoted]
+            seats = [seat for seat in self._seats if seat.takes_device or not device]
+            resting = [seat for seat in seats if seat.demoted]
             if not resting:
                 return "no engine takes frames of this size"
             nearest = min(resting, key=lambda seat: seat.retry_at)

@@ -87,9 +87,14 @@ class Inputs:
 
     def begin(self, frame: RenderFrame) -> None:
         """Count a frame, and find out whether it follows the last one."""
+        self.count(frame.index, reset=frame.reset)
+
+    def count(self, index: int | None, *, reset: bool = False) -> None:
+        """Count a frame by its number; None: one more than the last."""
         self.sequence += 1
-        index = self.index + 1 if frame.index is None else frame.index
-        if frame.reset:
+        if index is None:
+            index = self.index + 1
+        if reset:
             self._reset_next = True
         if index <= self.index and self.sequence > 0:
             self._reset_next = True

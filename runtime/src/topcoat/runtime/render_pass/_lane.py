@@ -11,6 +11,7 @@ from topcoat.runtime.render_pass._engines import EnginesRestError, Seat, close_a
 from topcoat.runtime.render_pass._loading import Rosters
 from topcoat.runtime.render_pass._pipeline import Pipeline
 from topcoat.runtime.render_pass._pixels import PixelPlan
+from topcoat.runtime.render_pass._preparation import run_in_background
 from topcoat.runtime.render_pass._types import Mode, Policy
 from topcoat.runtime.render_pass._worker import Clock, Slot, Worker
 
@@ -64,6 +65,11 @@ class Lane:
         return self._pipeline
 
     @property
+    def busy(self) -> bool:
+        """Whether a frame waits for the worker, or is being run."""
+        return self._worker is not None and self._worker.busy
+
+    @property
     def before(self) -> int:
         """The frame that is run before the next one, by its sequence; -1: none."""
         return -1 if self._worker is None else self._worker.last_taken
@@ -98,7 +104,14 @@ class Lane:
         if self._pipeline is not None:
             self._pipeline.change_to(rosters)
         elif unused is not None:
-            close_all(unused)
+            _close_aside(unused)
+
+    def free_unused(self) -> None:
+        """Free engines that were changed for others, if no frame of the host is being run."""
+        if self._pipeline is not None and not self.busy:
+            unused = self._pipeline.take_over()
+            if unused is not None:
+                _close_aside(unused)
 
     def slot(self, plan: PixelPlan) -> Slot:
         """Return a slot to be filled: the one that waits (not in ``file`` mode) or a free one."""
@@ -223,3 +236,8 @@ class Lane:
             pipeline.close()
         self._worker = self._pipeline = None
         self.drop_slots()
+
+
+def _close_aside(rosters: Rosters) -> None:
+    """Free engines on a thread of their own: it may take long, and the caller presents."""
+    run_in_background(lambda: close_all(rosters), "closing")

@@ -117,6 +117,17 @@ class Pipeline:
         if unused is not None:
             close_all(unused)
 
+    def take_over(self) -> dict[str | None, Roster] | None:
+        """Change to the engines that are to be used next, if any; return those before.
+
+        For the worker's thread, or while the worker has nothing to do.
+        """
+        with self._lock:
+            if self._next is None:
+                return None
+            old, self.rosters, self._next = self.rosters, self._next, None
+            return old
+
     def demote(self, seat: Seat, error: BackendError, size: tuple[int, int]) -> str | None:
         """Let an engine rest that another thread found failing; see :meth:`Roster.failed`."""
         for roster in self.rosters.values():
@@ -132,10 +143,7 @@ class Pipeline:
 
     def work(self, slot: Slot) -> None:
         """Make ``slot.result``, or set ``slot.error``."""
-        old = None
-        with self._lock:
-            if self._next is not None:
-                old, self.rosters, self._next = self.rosters, self._next, None
+        old = self.take_over()
         if old is not None:
             close_all(old)
         begin = self._clock.now()
