@@ -37,6 +37,8 @@ OUT_OF_MEMORY = 2
 NOT_INITIALIZED = 3
 NO_DEVICE = 100
 INVALID_CONTEXT = 201
+NOT_MAPPED = 211
+INVALID_GRAPHICS_CONTEXT = 219
 INVALID_HANDLE = 400
 NOT_READY = 600
 ILLEGAL_ADDRESS = 700
@@ -53,6 +55,8 @@ NAMES = {
     46: "CUDA_ERROR_DEVICE_UNAVAILABLE",
     100: "CUDA_ERROR_NO_DEVICE",
     201: "CUDA_ERROR_INVALID_CONTEXT",
+    211: "CUDA_ERROR_NOT_MAPPED",
+    219: "CUDA_ERROR_INVALID_GRAPHICS_CONTEXT",
     400: "CUDA_ERROR_INVALID_HANDLE",
     600: "CUDA_ERROR_NOT_READY",
     700: "CUDA_ERROR_ILLEGAL_ADDRESS",
@@ -63,6 +67,7 @@ NAMES = {
     999: "CUDA_ERROR_UNKNOWN",
 }
 STICKY = {46, 700, 719, 999}
+READ_ONLY, WRITE_DISCARD = 1, 2
 
 _EXPORTED: dict[str, tuple[str, tuple[Any, ...]]] = {}
 
@@ -142,6 +147,20 @@ class FakeStream:
     invalidated: bool = False
 
 
+@dataclass
+class GlResource:
+    """A buffer of OpenGL's that was registered."""
+
+    name: int
+    flags: int
+    address: int = 0
+    """Where it is mapped; 0: it is not."""
+
+
+def _no_opengl(*_: object) -> Any:  # noqa: ANN401 - never returns
+    raise MisuseError("there is no OpenGL on this driver")
+
+
 class FakeCuda:
     """The driver's library and one GPU; pass it to :class:`Driver` as the library."""
 
@@ -173,6 +192,12 @@ class FakeCuda:
         self.events: dict[int, FakeEvent] = {}
         self.graphs: dict[int, list[Callable[[], None]]] = {}
         self.executables: dict[int, list[Callable[[], None]]] = {}
+        self.gl_device: int | None = None
+        """The number of the device that draws, if there is OpenGL on one."""
+        self.gl_resources: dict[int, GlResource] = {}
+        self.gl_read: Callable[[int], bytes] = _no_opengl
+        """Returns the bytes of OpenGL's buffer of this name."""
+        self.gl_write: Callable[[int, bytes], None] = _no_opengl
         self.retained = 0
         self.peak = 0
         self._started = False
@@ -411,6 +436,63 @@ class FakeCuda:
             raise RefusalError(INVALID_VALUE)
         answer = {2: 2 if entry.on_device else 1, 9: entry.ordinal}[attribute]
         c_uint.from_address(value).value = answer
+
+    # ------------------------------------------------------------------------------ OpenGL
+
+    @exported("cuGLGetDevices_v2", POINTER(c_uint), POINTER(c_int), c_uint, c_uint)
+    def gl_get_devices(self, count: Any, devices: Any, most: int, which: int) -> None:  # noqa: ANN401
+        self._need_context()
+        if self.gl_device is None:
+            raise RefusalError(INVALID_GRAPHICS_CONTEXT)
+        if which != 1 or not most:
+            raise RefusalError(INVALID_VALUE)
+        count[0], devices[0] = 1, self.gl_device
+
+    @exported("cuGraphicsGLRegisterBuffer", POINTER(c_void_p), c_uint, c_uint)
+    def gl_register(self, resource: Any, name: int, flags: int) -> None:  # noqa: ANN401
+        self._need_context()
+        handle = self._new_handle()
+        self.gl_resources[handle] = GlResource(name, flags)
+        resource[0] = handle
+
+    @exported("cuGraphicsUnregisterResource", c_void_p)
+    def gl_unregister(self, resource: int) -> None:
+        if self.gl_resources.pop(resource).address:
+            raise MisuseError("a mapped resource was unregistered")
+
+    @exported("cuGraphicsMapResources", c_uint, POINTER(c_void_p), c_void_p)
+    def gl_map(self, count: int, resources: Any, stream: int | None) -> None:  # noqa: ANN401
+        self._need_context()
+        for number in range(count):
+            entry = self.gl_resources[resources[number]]
+            if entry.address:
+                raise MisuseError("a resource was mapped twice")
+            data = self.gl_read(entry.name)
+            entry.address = self.allocate(len(data))
+            if entry.flags != WRITE_DISCARD:
+                self.view(entry.address, len(data))[:] = np.frombuffer(data, np.uint8)
+
+    @exported(
+        "cuGraphicsResourceGetMappedPointer_v2", POINTER(c_uint64), POINTER(c_size_t), c_void_p
+    )
+    def gl_pointer(self, pointer: Any, size: Any, resource: int) -> None:  # noqa: ANN401
+        self._need_context()
+        entry = self.gl_resources[resource]
+        if not entry.address:
+            raise RefusalError(NOT_MAPPED)
+        pointer[0], size[0] = entry.address, self.allocations[entry.address].size
+
+    @exported("cuGraphicsUnmapResources", c_uint, POINTER(c_void_p), c_void_p)
+    def gl_unmap(self, count: int, resources: Any, stream: int | None) -> None:  # noqa: ANN401
+        """What OpenGL is told afterwards comes after what is queued on the stream."""
+        self._need_context()
+        self.synchronize(stream or 1)
+        for number in range(count):
+            entry = self.gl_resources[resources[number]]
+            address, entry.address = entry.address, 0
+            allocation = self.allocations.pop(address)
+            if entry.flags != READ_ONLY:
+                self.gl_write(entry.name, allocation.array.tobytes())
 
     # --------------------------------------------------------------------- streams, events
 

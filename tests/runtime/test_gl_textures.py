@@ -407,7 +407,7 @@ def test_textures_that_hold_no_frames_are_refused_in_one_line(ctx: moderngl.Cont
 def test_wrong_options_are_refused_in_one_line(ctx: moderngl.Context) -> None:
     source = texture(ctx, pixels(4, 6))
     cases: list[tuple[dict[str, Any], str]] = [
-        ({"transport": "dma"}, "transport is 'dma', wanted auto, pbo or read"),
+        ({"transport": "dma"}, "transport is 'dma', wanted auto, cuda, pbo or read"),
         ({"delay": 2}, "delay is 2, wanted 0 or 1"),
         ({"delay": 1, "transport": "read"}, "a plain read has no delay"),
         ({"region": (0, 0, 7, 4)}, "not within the source of 6x4"),

@@ -137,6 +137,7 @@ class Driver:
     def __init__(
         self, library: Library, driver_version: Callable[[], str | None] | None = None
     ) -> None:
+        self._library = library
         self._driver_version = driver_version or installed_driver_version
         self._functions: dict[str, Callable[..., int]] = {}
         for name, arguments in _SIGNATURES.items():
@@ -147,6 +148,16 @@ class Driver:
                 )
             self._functions[name] = ctypes.CFUNCTYPE(c_int, *arguments)(address)
         self._found: Device | str | None = None
+
+    def add(self, signatures: dict[str, tuple[Any, ...]]) -> str | None:
+        """Make further functions callable; return the first that the driver lacks, or None."""
+        for name, arguments in signatures.items():
+            if name not in self._functions:
+                address = self._library.address(name)
+                if address is None:
+                    return name
+                self._functions[name] = ctypes.CFUNCTYPE(c_int, *arguments)(address)
+        return None
 
     def call(self, name: str, *arguments: object) -> None:
         """Call a driver function.

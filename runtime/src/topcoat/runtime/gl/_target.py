@@ -1,7 +1,4 @@
-"""OpenGL textures in, OpenGL textures out: :class:`GLTarget` between moderngl and a pass.
-
-Needs the extra ``gl``. Nothing of OpenGL is loaded before a :class:`GLTarget` is made.
-"""
+"""The adapter between OpenGL's textures and a pass or a model."""
 
 from __future__ import annotations
 
@@ -22,18 +19,25 @@ from topcoat.runtime._errors import (
     FrameError,
     PassClosedError,
     PassError,
+    TextureError,
+    TileError,
 )
+from topcoat.runtime.backends._cuda import Driver, installed_driver
+from topcoat.runtime.frames import Frame
+from topcoat.runtime.gl._cuda_bridge import CudaBridge
 from topcoat.runtime.gl._textures import Attachment, Reader, Uploads, checked_region
 from topcoat.runtime.render_pass._frame import Depth, Motion, RenderFrame
 from topcoat.runtime.render_pass._layout import Alpha, ColorSpace, Layout
-from topcoat.runtime.render_pass._pixels import Copy
+from topcoat.runtime.render_pass._pixels import Copy, PixelPlan
 from topcoat.runtime.render_pass._types import Result
 
 if TYPE_CHECKING:
     import moderngl
 
-Transport = Literal["auto", "pbo", "read"]
-"""How pixels get from the GPU to the host and back, see :class:`GLTarget`."""
+    from topcoat.runtime.model import Model
+
+Transport = Literal["auto", "cuda", "pbo", "read"]
+"""How pixels get from OpenGL to the network and back, see :class:`GLTarget`."""
 
 _SUFFIXES = {"f1": "8", "f2": "16f", "f4": "32f"}
 _ROUNDS = 7
@@ -55,7 +59,7 @@ class Presents(Protocol):
 
 
 class GLTarget:
-    """Reads frames from an OpenGL texture, and writes the pictures of a pass into another.
+    """Reads frames from an OpenGL texture, and writes the pictures of a pass or model into another.
 
     Ways there and back (``transport``):
 
@@ -64,9 +68,13 @@ class GLTarget:
       drivers do faster than the plain way. With ``delay=1`` two are used in turn: a call starts the
       copy of its frame and returns that of the call before, so that the CPU never waits for the
       GPU to finish a frame. That costs one frame of age, which ``Result.age_frames`` includes.
-    - ``"auto"``: both are timed when this object is made, and ``"read"`` is taken unless ``"pbo"``
-      is faster; with ``delay=1``, ``"pbo"`` unless it is slower. :meth:`explain` says which, and
-      why.
+    - ``"cuda"``: pixel buffers that OpenGL and CUDA share; the frame never leaves the GPU. It needs
+      an NVIDIA GPU that draws and runs the engine, 8 bits a channel, and is for :meth:`process`: a
+      pass composes its pictures on the host.
+    - ``"auto"``: for a pass, ``"read"`` and ``"pbo"`` are timed when this object is made, and
+      ``"read"`` is taken unless ``"pbo"`` is faster; with ``delay=1``, ``"pbo"`` unless it is
+      slower. For a model, ``"cuda"`` where it works, else the same. :meth:`explain` says which, and
+      why not the others.
 
     Buffers are made once, for textures of one size: make another one when a window is resized. It
     belongs to the thread on which the context is current, and leaves OpenGL's bindings as moderngl
@@ -122,8 +130,8 @@ class GLTarget:
         depth_linear: bool = False,
     ) -> None:
         _require_moderngl()
-        if transport not in ("auto", "pbo", "read"):
-            raise PassError(f"transport is {transport!r}, wanted auto, pbo or read")
+        if transport not in ("auto", "cuda", "pbo", "read"):
+            raise PassError(f"transport is {transport!r}, wanted auto, cuda, pbo or read")
         if delay not in (0, 1) or isinstance(delay, bool):
             raise PassError(f"delay is {delay!r}, wanted 0 or 1 frames")
         if delay and transport == "read":
@@ -150,9 +158,10 @@ class GLTarget:
             "y": motion_y,
         }
         self._depth_options = {"inverted": depth_inverted, "linear": depth_linear}
-        self._reasons: dict[str, str] = {}
+        self._reasons = {"cuda": "for models alone (process); a pass works on the host"}
         self._colour = Reader(ctx, self._source, self._region, "read", 0)
-        self._transport = self._choose(transport)
+        self._wanted: Transport = transport
+        self._transport = self._choose("auto" if transport == "cuda" else transport)
         if self._transport == "pbo":
             self._colour = Reader(ctx, self._source, self._region, "pbo", delay)
         self._motion: Reader | None = None
@@ -164,6 +173,12 @@ class GLTarget:
         self._out: NDArray[Any] | None = None
         self._before: tuple[int | None, bool, NDArray[np.uint8] | None] | None = None
         """Index, reset and mask of the frame that is being copied."""
+        self._driver: Callable[[], Driver] = installed_driver
+        self._bridge: CudaBridge | None = None
+        self._bridged: Model | None = None
+        """The model for which the GPU was tried."""
+        self._plan: PixelPlan | None = None
+        self._rgb: tuple[Frame, Frame] | None = None
 
     # --- what it is ------------------------------------------------------------------------------
 
@@ -178,13 +193,20 @@ class GLTarget:
         return self._region[3], self._region[2]
 
     @property
-    def transport(self) -> Literal["pbo", "read"]:
-        """The way that was chosen."""
-        return self._transport
+    def transport(self) -> Literal["cuda", "pbo", "read"]:
+        """The way that was chosen; ``"cuda"`` once :meth:`process` has found that it works."""
+        return self._transport if self._bridge is None else "cuda"
 
     @property
     def copies(self) -> tuple[Copy, ...]:
         """What is copied for each frame between OpenGL and the host; the pass adds its own."""
+        if self._bridge is not None:
+            frame, picture = self._bridge.bytes_moved
+            why = "CUDA cannot read textures as networks want them; none of it leaves the GPU"
+            return (
+                Copy("source texture to a buffer that CUDA shares", frame, why),
+                Copy("such a buffer to the target texture", picture, why),
+            )
         through = " through a pixel buffer object" if self._transport == "pbo" else ""
         why = "the network's input is prepared on the host"
         found = [
@@ -210,8 +232,8 @@ class GLTarget:
         """Return, in lines: the way that was chosen, why not the other, and copies per frame."""
         height, width = self.size
         lines = [f"OpenGL: {self._layout.format} {width}x{height}, first row at the bottom"]
-        for name in ("read", "pbo"):
-            mark = "->" if name == self._transport else "--"
+        for name in ("read", "pbo", "cuda"):
+            mark = "->" if name == self.transport else "--"
             lines.append(f"  {mark} {name:5} {self._reasons[name]}")
         return "\n".join([*lines, *(f"  copy: {copy}" for copy in self.copies)])
 
@@ -296,6 +318,11 @@ class GLTarget:
             TopcoatError: what ``Pass.present`` raises.
         """
         self._check_open()
+        if self._wanted == "cuda":
+            raise PassError(
+                "a pass composes its pictures on the host, and transport is cuda; use process with"
+                " a model, or another transport"
+            )
         frame = self._frame
         if self._target is not None and pass_.scale != self._scale:
             raise FrameError(
@@ -329,6 +356,58 @@ class GLTarget:
             self.write(self._out)
         return replace(result, age_frames=result.age_frames + late) if late else result
 
+    def process(self, model: Model) -> None:
+        """Style the source into the target with a model: this frame, now, without a pass.
+
+        Where the model's engine is on the GPU that draws, the frame stays there, and the work is
+        queued when this returns; else it goes by the host. Which is found out with the first frame.
+
+        Args:
+            model: from :func:`topcoat.runtime.open`; the target is ``model.manifest.scale`` times
+                as large as the source.
+
+        Raises:
+            FrameError: a texture was released, or the sizes do not fit.
+            PassError: there is no target.
+            BackendUnavailableError: transport "cuda" was asked for, and does not work here.
+            DeviceLostError: the context, or CUDA's device, was lost.
+            TopcoatError: what ``Model.process`` and ``Model.process_device`` raise.
+            PassClosedError: this object was closed.
+        """
+        self._check_open()
+        if self._target is None:
+            raise PassError("there is no target to write to; give one to GLTarget")
+        if model.manifest.scale != self._scale:
+            raise FrameError(
+                f"the target is {self._scale} times as large as the source, and the model enlarges"
+                f" {model.manifest.scale} times; give a target of the size that it makes"
+            )
+        if self._bridged is not model:
+            if self._wanted in ("auto", "cuda"):
+                self._try_cuda(model, self._target)
+            self._bridged = model
+            if self._bridge is not None:
+                return  # that frame was the trial
+        if self._bridge is not None:
+            bridge = self._bridge
+            self._guarded(lambda: bridge.run(model.process_device))
+            self._look_for_errors()
+            return
+        color = self.read()
+        if self._plan is None or self._rgb is None or self._out is None:
+            height, width, _ = self._picture_shape
+            self._plan = PixelPlan.of(self._layout, color)
+            self._rgb = (
+                np.empty((*self.size, 3), np.uint8),
+                np.empty((height, width, 3), np.uint8),
+            )
+            self._out = np.zeros(self._picture_shape, self._layout.dtype)
+        rgb, styled = self._rgb
+        self._plan.load(color, rgb)
+        model.process(rgb, out=styled)
+        self._plan.store(styled, color, self._out)
+        self.write(self._out)
+
     def close(self) -> None:
         """Free the buffers. The textures are the application's and stay. Closing twice is fine."""
         if self._closed:
@@ -337,6 +416,8 @@ class GLTarget:
         for part in (self._colour, self._motion, self._depth, self._uploads):
             if part is not None:
                 part.release()
+        if self._bridge is not None:
+            self._bridge.close()
 
     def __enter__(self) -> Self:
         return self
@@ -389,7 +470,7 @@ class GLTarget:
             )
         return scale
 
-    def _choose(self, wanted: Transport) -> Literal["pbo", "read"]:
+    def _choose(self, wanted: Literal["auto", "pbo", "read"]) -> Literal["pbo", "read"]:
         """Time both ways, and keep why one was taken."""
         import moderngl
 
@@ -424,6 +505,42 @@ class GLTarget:
         else:
             faster = pbo_ms * _SLOWER < read_ms
         return "pbo" if faster else "read"
+
+    def _try_cuda(self, model: Model, target: Attachment) -> None:
+        """Run a frame on the GPU; keep why that does not work where it does not."""
+        import moderngl
+
+        if self._bridge is not None:
+            self._bridge.close()
+            self._bridge = None
+        bridge: CudaBridge | None = None
+        try:
+            if self._layout.format not in ("rgb8", "bgr8", "rgba8", "bgra8"):
+                raise BackendUnavailableError(
+                    f"it takes 8 bits a channel, not {self._layout.format}"
+                )
+            if self._layout.color_space != "srgb" or self._layout.alpha != "keep":
+                raise BackendUnavailableError("it takes display-encoded colour and straight alpha")
+            if self._region != (0, 0, *self._source.size):
+                raise BackendUnavailableError("it takes whole textures, not a region")
+            if self._delay:
+                raise BackendUnavailableError("it has no delay, and a delay was asked for")
+            bridge = CudaBridge(self._ctx, self._source, target, self._scale, self._driver())
+            bridge.run(model.process_device)
+        except DeviceLostError:
+            raise
+        except (BackendError, TextureError, TileError, moderngl.Error) as error:
+            if bridge is not None:
+                bridge.close()
+            self._reasons["cuda"] = _one_line(error)
+            if self._wanted == "cuda":
+                raise BackendUnavailableError(
+                    f"frames cannot stay on the GPU: {_one_line(error)}"
+                ) from error
+            return
+        self._look_for_errors()
+        self._reasons["cuda"] = "frames stay on the GPU"
+        self._bridge = bridge
 
     def _read_motion(self, texture: moderngl.Texture | None) -> Motion | None:
         if texture is None:
