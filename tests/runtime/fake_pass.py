@@ -128,9 +128,9 @@ class FakeClock:
 
 
 Step = float | BaseException | str | Callable[[], None]
-"""What an engine does to a frame: a time in seconds; an exception; a call; "nothing", "half", "nan", "float
-nan" or "shape": a result that is none; "hang": it does not come back until ``Script.release``, and
-then with a result. Of these, loading knows a time, an exception and "hang"."""
+"""What an engine does to a frame: a time in seconds; an exception; a call; "nothing", "half",
+"nan", "float nan" or "shape": a result that is none; "hang": it does not come back until
+``Script.release``, and then with a result. Of these, loading knows a time, an exception, a hang."""
 
 
 @dataclass
@@ -170,6 +170,10 @@ class Script:
     def __post_init__(self) -> None:
         steps = list(self.steps)
         self._next: Iterator[Step] = itertools.chain(steps, itertools.repeat(steps[-1]))
+
+    def endless(self, steps: Iterator[Step]) -> None:
+        """Take what comes from now on from an iterator without an end."""
+        self._next = steps
 
     def then(self, *steps: Step) -> None:
         """Change what comes from now on."""

@@ -6,6 +6,7 @@ it is said to show, or with the frame itself, bit for bit. Time is turned by han
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 import time
@@ -236,7 +237,7 @@ def test_an_engine_that_fails_rests_longer_each_time_and_is_welcome_back(
     assert "scripted-0 failed and is tried again in 0.16 s" in line
     assert "\n" not in line
     at = script.ran_at
-    rests = [after - before for before, after in zip(at[5:8], at[6:9], strict=True)]
+    rests = [after - before for before, after in itertools.pairwise(at[5:9])]
     for rest, wanted in zip(rests, (0.16, 0.32, 0.4), strict=True):
         assert wanted <= rest < wanted + 2 * PERIOD
     reloaded = 0 if fault in BAD_RESULTS else 3
@@ -675,3 +676,221 @@ def test_after_strength_zero_no_result_of_before_is_shown(stage: Stage) -> None:
     viewer.present(5)
     assert max(one.age_frames for one in viewer.seen) == 1
     assert viewer.statuses[-5:] == ["PASSTHROUGH"] + ["FRESH"] * 4
+
+
+# --- telling ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engines", [1, 2])
+def test_five_thousand_frames_of_a_broken_engine_write_a_handful_of_lines(
+    stage: Stage, engines: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    scripts = [stage.script(broken()) for _ in range(engines)]
+    subject = stage.open(*scripts, retry_s=0.16, retry_max_s=1.0)
+    frame = picture()
+    with caplog.at_level(logging.INFO, "topcoat.runtime"):
+        for _ in range(5000):
+            assert subject.present(frame).image is frame
+            stage.clock.advance(PERIOD)
+    assert scripts[0].runs > 50  # tried again and again, in silence
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == engines
+    assert all("failed and is tried again in 0.16 s" in line for line in lines)
+    assert stage.kinds() == ["ready"] + ["demoted"] * engines
+
+
+def test_a_listener_that_raises_harms_nothing(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(event: Event) -> None:
+        raise RuntimeError(f"cannot take {event.kind}")
+
+    script = stage.script(0.002, broken(), 0.002)
+    viewer = stage.viewer(stage.open(script, on_event=fail), script)
+    viewer.present(30)
+    assert viewer.statuses[-1] == "FRESH"
+    raised = [one for one in caplog.records if one.getMessage() == "on_event raised"]
+    assert [str(one.exc_info and one.exc_info[1]) for one in raised] == [
+        f"cannot take {kind}" for kind in ("ready", "demoted", "recovered")
+    ]
+
+
+def test_a_listener_may_call_what_any_thread_may_call(stage: Stage) -> None:
+    answers: dict[str, list[str]] = {}
+
+    def call(event: Event) -> None:
+        subject = made[0]
+        subject.set(strength=0.5)
+        subject.stats()
+        before = len(stage.events)
+        stage.events.append(event)
+        if event.kind == "ready" and not before:
+            # On the thread that has just prepared it: waiting for itself would be for ever.
+            answers["prepare"] = [subject.prepare((24, 32)).wait(10).state]
+        answers.setdefault(event.kind, []).append(subject.explain().split(":")[0])
+
+    script = stage.script(*[0.002] * 8, broken(), 0.002)  # four of them while it is warmed
+    made: list[Pass] = []
+    made.append(stage.open(script, ready=False, on_event=call))
+    for seed in range(30):
+        result = made[0].present(picture(seed))
+        stage.clock.advance(PERIOD)
+    assert result.status is Status.FRESH
+    assert answers["prepare"] == ["ready"]
+    assert set(answers) == {"prepare", "ready", "demoted", "recovered"}
+
+
+def test_a_listener_inside_a_call_cannot_begin_another_and_is_told_so(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    def call(event: Event) -> None:
+        if event.kind == "demoted":
+            made[0].present(picture())
+
+    script = stage.script(0.002, broken(), 0.002)
+    made: list[Pass] = []
+    made.append(stage.open(script, on_event=call))
+    viewer = stage.viewer(made[0], script)
+    viewer.present(30)
+    assert viewer.statuses[-1] == "FRESH"
+    (record,) = [one for one in caplog.records if one.getMessage() == "on_event raised"]
+    assert record.exc_info
+    assert isinstance(record.exc_info[1], PassThreadError)
+
+
+# --- wrong use ----------------------------------------------------------------------------------
+
+
+def test_two_threads_at_once_are_told_apart(stage: Stage) -> None:
+    inside, leave = threading.Event(), threading.Event()
+
+    def stay() -> None:
+        inside.set()
+        leave.wait(10)
+
+    subject = stage.open(stage.script(stay, 0.0), mode="sync")
+    seen: list[Result] = []
+    other = threading.Thread(target=lambda: seen.append(subject.present(picture(0))))
+    other.start()
+    assert inside.wait(10)
+    calls = (
+        lambda: subject.present(picture(1)),
+        lambda: subject.submit(picture(1)),
+        subject.reset,
+        subject.close,
+    )
+    for call in calls:
+        with pytest.raises(PassThreadError, match="two threads use this pass of scripted at once"):
+            call()
+    subject.set(strength=1)
+    assert subject.stats().frames == 0
+    leave.set()
+    other.join(10)
+    assert np.array_equal(seen[0].image, styled(picture(0)))
+    result = subject.present(picture(1))  # the other thread has left
+    assert np.array_equal(result.image, styled(picture(1)))
+
+
+@pytest.mark.parametrize("mode", ["live", "sync", "file"])
+def test_nothing_can_be_done_with_a_closed_pass(stage: Stage, mode: str) -> None:
+    subject = stage.open(stage.script(), mode=mode)
+    subject.present(picture())
+    subject.close()
+    calls = [
+        lambda: subject.present(picture()),
+        lambda: subject.submit(picture()),
+        lambda: subject.prepare(),
+        lambda: subject.swap_source(stage.source(stage.script(), name="other")),
+        subject.reset,
+    ]
+    if mode == "file":
+        calls.append(subject.collect)
+    for call in calls:
+        with pytest.raises(PassClosedError, match="this pass of scripted was closed"):
+            call()
+    assert subject.stats().frames == 1  # what it did can still be read
+    assert "render pass of scripted" in subject.explain()
+
+
+# --- everything at once -------------------------------------------------------------------------
+
+
+def test_every_status_comes_with_the_picture_that_it_says(stage: Stage) -> None:
+    script = stage.script(0.002)
+    subject = Pass(
+        stage.source(script),
+        budget_ms=PERIOD * 1e3,
+        policy=Policy(ladder=(Level(), Level(every_n=2)), up_after=10, window=4, down_after=2),
+        clock=stage.clock,
+        on_event=stage.events.append,
+    )
+    stage.clock.watch(subject)
+    stage._passes.append(subject)
+    subject.prepare().wait()
+    viewer = stage.viewer(subject, script, moving=True)
+    viewer.present(10)
+    script.then(0.025)
+    viewer.present(30)
+    viewer.moving = False
+    viewer.present(10)
+    script.then(broken(), 0.002)
+    viewer.present(10)
+    assert set(viewer.statuses) == {"FRESH", "DEGRADED", "WARPED", "REUSED", "PASSTHROUGH"}
+    seen = subject.stats().statuses
+    assert {status.name: count for status, count in seen.items()} == {
+        name: viewer.statuses.count(name) for name in set(viewer.statuses)
+    }
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_whatever_happens_every_frame_has_its_picture(stage: Stage, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    mode = MODES[seed % 4]
+    good = 0.003
+
+    def steps() -> Iterator[Step]:
+        while True:
+            if rng.random() < 0.85:
+                yield good if rng.random() < 0.8 else 0.030
+            elif rng.random() < 0.3:
+                yield "hang"
+            else:
+                yield list(FAULTS.values())[rng.integers(len(FAULTS))]()
+
+    scripts = [stage.script(shift=40), stage.script(shift=90)]
+    for script in scripts:
+        script.endless(steps())
+    subject = stage.open(*scripts, mode=mode, ready=bool(seed % 3), hang_ms=60, start_ms=80)
+    viewer = stage.viewer(subject, *scripts, moving=bool(seed % 2))
+    swapped = 0
+    for _ in range(200):
+        what = rng.integers(40)
+        if what == 0:
+            viewer.size = (24, 32) if viewer.size[0] == 30 else (30, 18)
+        elif what == 1:
+            viewer.layout = BGRA if viewer.layout is RGB else RGB
+        elif what == 2:
+            subject.set(strength=int(rng.integers(2)))
+        elif what == 3:
+            swapped += 1
+            fresh = stage.script(shift=100 + swapped, load=0.02)
+            fresh.endless(steps())
+            scripts.append(fresh)
+            viewer.shifts[f"other{swapped}-0"] = fresh.shift
+            subject.swap_source(stage.source(fresh, name=f"other{swapped}"))
+        elif what == 4:
+            subject.reset()
+        elif what < 8:
+            scripts[rng.integers(len(scripts))].release()
+        viewer.present()
+        assert len(pass_threads()) <= 3 + len(scripts)
+    for script in scripts:
+        script.then(good)
+        script.release()
+    subject.set(strength=1)
+    viewer.until(Status.FRESH, 60)  # the longest rest, and then some
+    subject.close()
+    wait_for(lambda: not pass_threads())
+    assert [one.opened for one in scripts] == [one.closed for one in scripts]
+    stats = subject.stats()
+    assert sum(stats.statuses.values()) == stats.frames == len(viewer.seen)
