@@ -47,8 +47,7 @@ def show(args: argparse.Namespace) -> None:
     width, height = args.size
     budget_ms = 1000 / args.fps
     with tr.Pass.open(styles[0], mode="live", budget_ms=budget_ms) as pass_:
-        if pass_.scale != 1:
-            raise ValueError(f"{styles[0]} enlarges frames, wanted a style of the frame's own size")
+        options.check_scale(styles[0], pass_.scale)
         preparation = pass_.prepare((height, width))  # meanwhile frames pass through
         if args.frames:
             preparation.wait()
@@ -85,7 +84,7 @@ def open_window(size: tuple[int, int]) -> "pygame.Surface":
     try:
         window = pygame.display.set_mode(size)
     except pygame.error as error:
-        raise RuntimeError(
+        raise options.ExampleError(
             f"no window can be opened ({error}); examples/render_scene.py needs none"
         ) from error
     pygame.display.set_caption("Topcoat: SPACE, 0-9, S, M, H, ESC")

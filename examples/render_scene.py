@@ -83,11 +83,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     width, height = args.size
     bundle = args.model or options.bundles()[0]
     with tr.Pass.open(bundle, mode=args.mode, budget_ms=args.budget_ms) as pass_:
-        if pass_.scale != 1:
-            raise ValueError(f"{bundle} enlarges frames, wanted a style of the frame's own size")
+        options.check_scale(bundle, pass_.scale)
         kept = args.frames if args.out is not None else 1
         if kept * width * height * 3 > LARGEST_RUN:
-            raise ValueError(
+            raise options.ExampleError(
                 f"{args.frames} frames of {width}x{height} take more than 3 GiB until they are"
                 " encoded; give fewer --frames or a smaller --size"
             )

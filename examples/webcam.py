@@ -63,17 +63,18 @@ def show(args: argparse.Namespace) -> None:
     bundle = args.model or options.bundles()[0]
     with ExitStack() as stack:
         pass_ = stack.enter_context(tr.Pass.open(bundle, mode="live", budget_ms=1000 / args.fps))
-        if pass_.scale != 1:
-            raise ValueError(f"{bundle} enlarges frames, wanted a style of the frame's own size")
+        options.check_scale(bundle, pass_.scale)
         pictures = camera(args)
         frame = next(pictures, None)  # before a window opens: there may be no camera
         if frame is None:
-            raise ValueError(f"{args.input} holds no frame that can be decoded; give another file")
+            raise options.ExampleError(
+                f"{args.input} holds no frame that can be decoded; give another file"
+            )
         pass_.set(strength=args.strength, stabilise=args.stabilise)
         preparation = pass_.prepare((height, width))  # meanwhile frames pass through
         if args.frames:
             preparation.wait()
-        sinks = []
+        sinks: list[Window | VirtualCamera] = []
         if args.output in ("window", "both"):
             sinks.append(stack.enter_context(Window(args.size)))
         if args.output in ("virtual", "both"):
@@ -97,7 +98,7 @@ def camera(args: argparse.Namespace) -> Iterator[npt.NDArray[np.uint8]]:
     """Yield frames, (H, W, 3) uint8 RGB of ``args.size``, at the pace at which they come.
 
     Raises:
-        ValueError: there is no such camera or file, or it is closed to us.
+        ExampleError: there is no such camera or file, or it is closed to us.
     """
     import av
 
@@ -107,12 +108,12 @@ def camera(args: argparse.Namespace) -> Iterator[npt.NDArray[np.uint8]]:
     is_file = Path(name).is_file()
     width, height = args.size
     if not is_file and not name:
-        raise ValueError(
+        raise options.ExampleError(
             "cameras have names here; give one with --input, as ffmpeg -list_devices true -f dshow"
             " -i dummy lists them, or a video file"
         )
     if not is_file and args.input and Path(name).suffix and not name.startswith("/dev/"):
-        raise ValueError(f"there is no file {name}; give a video file or a camera")
+        raise options.ExampleError(f"there is no file {name}; give a video file or a camera")
     options_ = {"video_size": f"{width}x{height}", "framerate": str(args.fps)}
     source = f"video={name}" if kind == "dshow" and not is_file else name
     while True:
@@ -121,10 +122,10 @@ def camera(args: argparse.Namespace) -> Iterator[npt.NDArray[np.uint8]]:
                 av.open(source) if is_file else av.open(source, format=kind, options=options_)
             )
         except (OSError, ValueError) as error:  # PyAV's errors are also one of these
-            raise ValueError(why_not(name, is_file, error)) from error
+            raise options.ExampleError(why_not(name, is_file, error)) from error
         with container:
             if not container.streams.video:
-                raise ValueError(f"{name} holds no video; give another file")
+                raise options.ExampleError(f"{name} holds no video; give another file")
             yield from paced(container, args, is_file)
         if not (is_file and args.loop):
             return
@@ -173,7 +174,7 @@ class Window:
         try:
             self._window = pygame.display.set_mode(size)
         except pygame.error as error:
-            raise RuntimeError(
+            raise options.ExampleError(
                 f"no window can be opened ({error}); use --output virtual"
             ) from error
         pygame.display.set_caption("Topcoat: ESC quits")
@@ -204,13 +205,13 @@ class VirtualCamera:
         try:
             import pyvirtualcam
         except ModuleNotFoundError as error:
-            raise RuntimeError(
+            raise options.ExampleError(
                 "pyvirtualcam is missing; pip install pyvirtualcam, or use --output window"
             ) from error
         try:
             self._camera = pyvirtualcam.Camera(width=size[0], height=size[1], fps=fps)
         except RuntimeError as error:
-            raise RuntimeError(
+            raise options.ExampleError(
                 f"there is no virtual camera ({error}); install v4l2loopback on Linux, OBS"
                 " elsewhere"
             ) from error

@@ -10,26 +10,24 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from scene.options import ExampleError
+
 Picture = npt.NDArray[np.uint8]
 ENCODERS = {".mp4": "libx264", ".mov": "libx264", ".mkv": "libx264", ".webm": "libvpx-vp9"}
-
-
-class OutputError(ValueError):
-    """A file cannot be written, and what to do."""
 
 
 def check_target(path: Path, endings: Iterable[str]) -> None:
     """Refuse what could not be written, before minutes are spent on making it.
 
     Raises:
-        OutputError: the ending is another, or the folder is missing or closed to us.
+        ExampleError: the ending is another, or the folder is missing or closed to us.
     """
     if path.suffix.lower() not in endings:
-        raise OutputError(f"{path} ends in {path.suffix!r}, wanted {' or '.join(endings)}")
+        raise ExampleError(f"{path} ends in {path.suffix!r}, wanted {' or '.join(endings)}")
     if not path.parent.is_dir():
-        raise OutputError(f"the folder {path.parent} does not exist; make it first")
+        raise ExampleError(f"the folder {path.parent} does not exist; make it first")
     if not os.access(path.parent, os.W_OK) or path.is_dir():
-        raise OutputError(f"{path} cannot be written; give another name")
+        raise ExampleError(f"{path} cannot be written; give another name")
 
 
 def to_rgb(image: Picture, out: Picture, columns: int | None = None) -> None:
@@ -58,7 +56,7 @@ def write_video(path: Path, frames: Iterable[Picture], fps: int) -> None:
     """Write (H, W, 3) uint8 RGB frames of one size, H and W even, as H.264 or VP9.
 
     Raises:
-        OutputError: the encoder refuses them.
+        ExampleError: the encoder refuses them.
     """
     import av
 
@@ -78,7 +76,7 @@ def write_video(path: Path, frames: Iterable[Picture], fps: int) -> None:
                 for packet in stream.encode(None) if stream is not None else ():
                     container.mux(packet)
         except av.FFmpegError as error:
-            raise OutputError(f"{path} could not be written ({error}); try .mkv") from error
+            raise ExampleError(f"{path} could not be written ({error}); try .mkv") from error
 
 
 def write_text(path: Path, text: str) -> None:

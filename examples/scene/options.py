@@ -5,6 +5,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+
+class ExampleError(ValueError):
+    """Something that the user of an example can put right; its text is one line."""
+
+
 MODELS = Path(__file__).resolve().parents[1] / "models"
 
 
@@ -12,12 +17,22 @@ def bundles() -> list[Path]:
     """Return the styles of ``examples/models``, in the order of their names.
 
     Raises:
-        ValueError: there is none.
+        ExampleError: there is none.
     """
     found = sorted(path for path in MODELS.glob("*.topcoat") if path.is_dir())
     if not found:
-        raise ValueError(f"there is no style in {MODELS}; give one with --model BUNDLE")
+        raise ExampleError(f"there is no style in {MODELS}; give one with --model BUNDLE")
     return found
+
+
+def check_scale(bundle: Path, scale: int) -> None:
+    """Refuse what enlarges frames: windows and videos here are as large as what is styled.
+
+    Raises:
+        ExampleError: ``scale`` is not 1.
+    """
+    if scale != 1:
+        raise ExampleError(f"{bundle} enlarges frames {scale} times, wanted a style")
 
 
 def size(text: str) -> tuple[int, int]:
@@ -76,7 +91,7 @@ def run(program: str, action: Callable[[], None]) -> int:
     except BrokenPipeError:
         sys.stderr.close()  # the reader (head, less) has what it wanted
         return 0
-    except (TopcoatError, OSError, RuntimeError, ValueError, MemoryError) as error:
+    except (TopcoatError, ExampleError, OSError, MemoryError) as error:
         print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

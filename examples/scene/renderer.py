@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scene import camera, meshes, shaders
+from scene.options import ExampleError
 
 SHADOW_MAP = 512
 """Side of the shadow map in texels; it covers 25 m."""
@@ -37,7 +38,7 @@ def create_context() -> moderngl.Context:
     """Return an OpenGL 3.3 context without a window.
 
     Raises:
-        RuntimeError: there is no OpenGL here; one line says what to install.
+        ExampleError: there is no OpenGL here; one line says what to install.
     """
     attempts: list[dict[str, Any]] = [{}]
     if ctypes.util.find_library("EGL") or not ctypes.util.find_library("X11"):
@@ -50,7 +51,7 @@ def create_context() -> moderngl.Context:
             return moderngl.create_context(standalone=True, require=330, **options)
         except Exception as error:  # glcontext raises plain Exception
             errors.append(" ".join(str(error).split()))
-    raise RuntimeError(
+    raise ExampleError(
         f"no OpenGL 3.3 context can be made here ({errors[0]}); on Debian or Ubuntu: apt install"
         " libegl1 libgl1 libgl1-mesa-dri"
     )

@@ -73,7 +73,7 @@ def drawn(example: Importer) -> Drawn:
     renderer = example("scene.renderer")
     try:
         context = renderer.create_context()
-    except RuntimeError as error:
+    except ValueError as error:
         pytest.skip(str(error))
     scene = renderer.SceneRenderer(context, *SIZE)
     frames = {}
