@@ -16,6 +16,8 @@ COLOURS = {
 }
 HISTORY = 120
 """Frames in the graph."""
+UPDATE = 15
+"""The figures are worked out every so many frames: nobody reads faster."""
 
 
 class Hud:
@@ -32,7 +34,11 @@ class Hud:
         self.budget_ms = budget_ms
         self._times: deque[tuple[float, str]] = deque(maxlen=HISTORY)
         self._font = ImageFont.load_default(13)
-        self._layer = Image.new("RGBA", (width, self.height))
+        self._layer = Image.new("RGB", (width, self.height))
+        self._alpha = Image.new("L", (width, self.height), 176)
+        self._words: dict[str, Image.Image] = {}
+        self._summary = ""
+        self._frames = 0
 
     def draw(self, picture: npt.NDArray[np.uint8], result: Any) -> None:  # noqa: ANN401 - a Result
         """Draw over ``picture``, whose first row is the upper one.
@@ -43,40 +49,51 @@ class Hud:
         """
         status = result.status.name
         self._times.append((result.timings.present, status))
-        self._layer.paste((12, 14, 20, 176), (0, 0, self.width, self.height))
-        pen = ImageDraw.Draw(self._layer)
-        pen.rounded_rectangle((6, 5, 108, 21), 4, fill=(*COLOURS[status], 255))
-        pen.text((57, 13), status, font=self._font, fill="white", anchor="mm")
+        if self._frames % UPDATE == 0:
+            times = sorted(time for time, _ in self._times)
+            p50, p99 = (times[min(int(q * len(times)), len(times) - 1)] for q in (0.5, 0.99))
+            self._summary = f"present p50 {p50:4.1f}  p99 {p99:4.1f} of {self.budget_ms:.1f} ms"
+        self._frames += 1
+        self._layer.paste((12, 14, 20), (0, 0, self.width, self.height))
+        self._alpha.paste(176, (0, 0, self.width, self.height))
+        colours, opaque = ImageDraw.Draw(self._layer), ImageDraw.Draw(self._alpha)
+        for pen, paint in ((colours, COLOURS[status]), (opaque, 255)):
+            pen.rounded_rectangle((6, 5, 108, 21), 4, fill=paint)
         graph = self.width - HISTORY - 8
-        line = f"age {result.age_frames}  {result.engine}"
-        pen.text((116, 13), self._fitted(line, graph - 122), font=self._font, anchor="lm")
-        pen.text((8, 32), self._fitted(self._summary(), graph - 14), font=self._font, anchor="lm")
-        self._graph(pen, graph)
-        strip = np.asarray(self._layer)
+        self._write(status, 57 - round(self._font.getlength(status) / 2), 5, 100)
+        self._write(f"age {result.age_frames}  {result.engine}", 116, 5, graph - 122)
+        self._write(self._summary, 8, 24, graph - 14)
+        self._graph(colours, opaque, graph)
         part = picture[: self.height, : self.width, :3]
-        strip = strip[: part.shape[0], : part.shape[1]]
-        alpha = strip[..., 3:].astype(np.uint16)
-        part[:] = (part * (255 - alpha) + strip[..., :3] * alpha + 127) // 255
+        below = Image.fromarray(np.ascontiguousarray(part))
+        below.paste(self._layer, (0, 0), self._alpha)
+        part[:] = np.asarray(below)
 
-    def _summary(self) -> str:
-        times = sorted(time for time, _ in self._times)
-        p50, p99 = (times[min(int(q * len(times)), len(times) - 1)] for q in (0.5, 0.99))
-        return f"present p50 {p50:4.1f}  p99 {p99:4.1f} of {self.budget_ms:.1f} ms"
+    def _write(self, text: str, left: int, top: int, room: int) -> None:
+        """Put a line of white text, as much of it as there is room for, in pixels."""
+        if room < 1:
+            return
+        word = self._words.get(text)
+        if word is None:
+            if len(self._words) > 64:
+                self._words.clear()
+            word = Image.new("L", (max(1, round(self._font.getlength(text))), 18))
+            ImageDraw.Draw(word).text((0, 9), text, font=self._font, fill=255, anchor="lm")
+            self._words[text] = word
+        box = (left, top, left + min(word.width, room), top + word.height)
+        shown = word.crop((0, 0, box[2] - box[0], word.height))
+        self._layer.paste((255, 255, 255), box, shown)
+        self._alpha.paste(255, box, shown)
 
-    def _fitted(self, text: str, room: int) -> str:
-        if self._font.getlength(text) <= room:
-            return text
-        while text and self._font.getlength(text + "…") > room:
-            text = text[:-1]
-        return text.rstrip() + "…"
-
-    def _graph(self, pen: ImageDraw.ImageDraw, left: int) -> None:
+    def _graph(self, colours: ImageDraw.ImageDraw, opaque: ImageDraw.ImageDraw, left: int) -> None:
         """Bars of how long ``present`` took; the top of the graph is 1.25 budgets."""
         top, bottom = 4, self.height - 4
         full = 1.25 * self.budget_ms
-        pen.rectangle((left - 1, top, left + HISTORY, bottom), fill=(0, 0, 0, 120))
+        line = bottom - round((bottom - top) / 1.25)
+        colours.rectangle((left - 1, top, left + HISTORY, bottom), fill=(4, 5, 8))
         for x, (time, status) in enumerate(self._times, start=left):
             bar = max(1, round(min(time / full, 1) * (bottom - top)))
-            pen.line((x, bottom, x, bottom - bar), fill=(*COLOURS[status], 255))
-        line = bottom - round((bottom - top) / 1.25)
-        pen.line((left, line, left + HISTORY, line), fill=(255, 255, 255, 150))
+            colours.line((x, bottom, x, bottom - bar), fill=COLOURS[status])
+            opaque.line((x, bottom, x, bottom - bar), fill=255)
+        colours.line((left, line, left + HISTORY, line), fill=(230, 230, 230))
+        opaque.line((left, line, left + HISTORY, line), fill=220)

@@ -6,12 +6,14 @@ import logging
 import sys
 import tracemalloc
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+import topcoat.runtime as tr
 from topcoat.runtime import (
     BackendError,
     BackendUnavailableError,
@@ -210,6 +212,37 @@ def test_present_reads_styles_and_writes_each_frame(ctx: moderngl.Context, way: 
     assert [(f["index"], f["reset"]) for f in negative.frames] == [
         (0, False), (1, False), (2, True), (3, False),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_real_pass_paints_the_target_and_keeps_its_alpha(
+    ctx: moderngl.Context, way: Transport, blocks: Path
+) -> None:
+    array = pixels(24, 32)
+    source, target = texture(ctx, array), texture(ctx, np.zeros_like(array))
+    motion, depth = texture(ctx, np.zeros((24, 32, 2), np.float16)), ctx.depth_texture((32, 24))
+    rgb = np.ascontiguousarray(array[::-1, :, :3])
+    with tr.open(blocks, "onnxruntime-cpu", "fp32", threads=1) as model:
+        want = model.process(rgb)
+    options: dict[str, Any] = {"backend": "onnxruntime-cpu", "precision": "fp32", "threads": 1}
+    with (
+        tr.Pass.open(blocks, mode="file", **options) as pass_,
+        GLTarget(ctx, source, target, transport=way) as gl,
+    ):
+        pass_.prepare(gl.size, background=False)
+        result = gl.present(pass_, motion=motion, depth=depth, index=0)
+        assert result.status is Status.FRESH
+        assert np.array_equal(held(target)[::-1, :, :3], want)
+        assert np.array_equal(held(target)[..., 3], array[..., 3])
+        pass_.set(strength=0.0)
+        assert gl.present(pass_, index=1).status is Status.PASSTHROUGH
+        assert np.array_equal(held(target), array)
+    with tr.open(blocks, "onnxruntime-cpu", "fp32", threads=1) as model:
+        target.write(bytes(array.nbytes))
+        with GLTarget(ctx, source, target, transport=way) as gl:
+            gl.process(model)
+        assert np.array_equal(held(target)[::-1, :, :3], want)
+        assert np.array_equal(held(target)[..., 3], array[..., 3])
 
 
 def test_a_texture_may_be_styled_in_place(ctx: moderngl.Context) -> None:
