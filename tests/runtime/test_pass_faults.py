@@ -890,7 +890,13 @@ def test_whatever_happens_every_frame_has_its_picture(stage: Stage, seed: int) -
     subject.set(strength=1)
     viewer.until(Status.FRESH, 60)  # the longest rest, and then some
     subject.close()
-    wait_for(lambda: not pass_threads())
+
+    def ended() -> bool:
+        for script in scripts:  # one that a swap of before was just beginning to hang in
+            script.release()
+        return not pass_threads()
+
+    wait_for(ended)
     assert [one.opened for one in scripts] == [one.closed for one in scripts]
     stats = subject.stats()
     assert sum(stats.statuses.values()) == stats.frames == len(viewer.seen)
