@@ -320,14 +320,74 @@ def test_a_gpu_that_stops_working_is_an_error_and_closing_is_none(
     rig.cuda.__dict__.update(FakeCuda().__dict__)
 
 
+class OnTheGpu:
+    """A pass that runs a model on frames of the GPU, or gives them back as they came."""
+
+    def __init__(self, model: tr.Model, *, passes: bool = False) -> None:
+        self.scale = model.manifest.scale
+        self.passes = passes
+        self.indices: list[int | None] = []
+        self._model = model
+
+    def present_device(
+        self, color: object, out: object, stream: int | None = None, *, index: int | None = None
+    ) -> tr.Result:
+        self.indices.append(index)
+        if self.passes:
+            return tr.Result(color, tr.Status.PASSTHROUGH, 0, index or 0, "", "", tr.Timings())  # type: ignore[arg-type]
+        self._model.process_device(color, out, stream)
+        return tr.Result(out, tr.Status.FRESH, 0, index or 0, "gpu", "", tr.Timings())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["blocks", "double"])
+def test_a_pass_is_given_frames_of_the_gpu(
+    ctx: moderngl.Context, rig: Rig, tmp_path: Path, name: str
+) -> None:
+    bundle = Path(__file__).parent / "data" / f"{name}.topcoat"
+    scale = 2 if name == "double" else 1
+    array = pixels(16, 24)
+    source = texture(ctx, array)
+    target = texture(ctx, pixels(16 * scale, 24 * scale, seed=1))
+    want = on_the_host(ctx, source, scale, bundle)
+    with (
+        rig.open(make_engine_bundle(bundle, tmp_path), backend="tensorrt-rtx") as model,
+        bridged(rig, ctx, source, target) as gl,
+    ):
+        pass_ = OnTheGpu(model)
+        result = gl.present(pass_, index=7)
+        assert (result.status, result.index, gl.transport) == (tr.Status.FRESH, 7, "cuda")
+        image: object = result.image
+        assert image is target, "and not memory that was unmapped"
+        assert np.array_equal(held(target), want)
+        # A frame that is passed through, enlarged by OpenGL if need be.
+        pass_.passes = True
+        assert gl.present(pass_, index=8).status is tr.Status.PASSTHROUGH
+        assert np.array_equal(held(target), array.repeat(scale, axis=0).repeat(scale, axis=1))
+        assert pass_.indices == [7, 8]
+
+
+def test_a_pass_on_a_machine_without_such_a_gpu_is_told_why(
+    ctx: moderngl.Context, rig: Rig, blocks: Path
+) -> None:
+    source, target = texture(ctx, pixels(16, 24)), texture(ctx, pixels(16, 24))
+    rig.cuda.gl_device = None
+    with (
+        tr.open(blocks, "onnxruntime-cpu") as model,
+        bridged(rig, ctx, source, target) as gl,
+        pytest.raises(tr.BackendUnavailableError) as error,
+    ):
+        gl.present(OnTheGpu(model))
+    assert "frames cannot stay on the GPU: the OpenGL context is on no NVIDIA" in one_line(error)
+
+
 def test_wrong_use_is_one_line(
     ctx: moderngl.Context, rig: Rig, tmp_path: Path, blocks: Path
 ) -> None:
     source, target = texture(ctx, pixels(16, 24)), texture(ctx, pixels(16, 24))
     with rig.open(make_engine_bundle(blocks, tmp_path), backend="tensorrt-rtx") as model:
-        with bridged(rig, ctx, source, target) as gl, pytest.raises(tr.PassError) as error:
+        with bridged(rig, ctx, source, None) as gl, pytest.raises(tr.PassError) as error:
             gl.present(Negative())
-        assert "a pass composes its pictures on the host" in one_line(error)
+        assert "writes to a target; give one" in one_line(error)
         with bridged(rig, ctx, source, None) as gl, pytest.raises(tr.PassError) as error:
             gl.process(model)
         assert "there is no target" in one_line(error)

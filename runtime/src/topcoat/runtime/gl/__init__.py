@@ -3,6 +3,6 @@
 Needs the extra ``gl``. Nothing of OpenGL is loaded before a :class:`GLTarget` is made.
 """
 
-from topcoat.runtime.gl._target import GLTarget, Presents, Transport
+from topcoat.runtime.gl._target import GLTarget, Presents, PresentsDevice, Transport
 
-__all__ = ["GLTarget", "Presents", "Transport"]
+__all__ = ["GLTarget", "Presents", "PresentsDevice", "Transport"]

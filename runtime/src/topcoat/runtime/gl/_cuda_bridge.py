@@ -48,11 +48,13 @@ _UNPACK = """
 #version 330 core
 uniform sampler2D styled;
 uniform sampler2D frame;
+uniform ivec2 size;  // of what is drawn, a multiple of both
 out vec4 pixel;
 void main() {
-    ivec2 at = ivec2(gl_FragCoord.xy), size = textureSize(styled, 0);
+    ivec2 at = ivec2(gl_FragCoord.xy);
+    ivec2 turned = ivec2(at.x, size.y - 1 - at.y);
     float alpha = texelFetch(frame, at * textureSize(frame, 0) / size, 0).a;
-    pixel = vec4(texelFetch(styled, ivec2(at.x, size.y - 1 - at.y), 0).ORDER, alpha);
+    pixel = vec4(texelFetch(styled, turned * textureSize(styled, 0) / size, 0).ORDER, alpha);
 }
 """
 
@@ -141,7 +143,8 @@ class CudaBridge:
 
         Args:
             style: is given the frame and the array for its picture, RGB from the top row down, and
-                the CUDA stream on which both are used; it queues the work there.
+                the CUDA stream on which both are used; it queues the work there. If it returns
+                something whose ``image`` is the frame itself, that is the picture.
 
         Returns:
             What ``style`` returned.
@@ -163,8 +166,12 @@ class CudaBridge:
         stream = self._stream.handle
         with self._mapped(stream):
             result = style(self._frame, self._styled, stream)
-        self._styled_texture.write(self._styled_buffer, alignment=1)
-        self._draw(self._composed, self._unpack, self._styled_texture, self._raw_texture)
+        if getattr(result, "image", None) is self._frame:
+            picture = self._packed_texture
+        else:
+            picture = self._styled_texture
+            picture.write(self._styled_buffer, alignment=1)
+        self._draw(self._composed, self._unpack, picture, self._raw_texture)
         ctx.copy_framebuffer(self._target_framebuffer, self._composed)
         return result
 
@@ -208,7 +215,7 @@ class CudaBridge:
         size = source.size
         large = size[0] * scale, size[1] * scale
         self._raw_texture, self._raw = self._target_of(size, source.components)
-        _, self._packed = self._target_of(size, 3)
+        self._packed_texture, self._packed = self._target_of(size, 3)
         _, self._composed = self._target_of(large, source.components)
         self._styled_texture = self._keep(ctx.texture(large, 3))
         self._source_framebuffer = self._framebuffer(source)
@@ -238,8 +245,10 @@ class CudaBridge:
     def _program(self, fragment: str) -> moderngl.VertexArray:
         program = self._keep(self._ctx.program(_VERTEX, fragment))
         for unit, name in enumerate(("styled", "frame") if "styled" in fragment else ("frame",)):
-            if name in program:
+            if name in program:  # without alpha the frame is not needed
                 program[name] = unit
+        if "size" in program:
+            program["size"] = self._target.size
         array: moderngl.VertexArray = self._keep(self._ctx.vertex_array(program, []))
         return array
 

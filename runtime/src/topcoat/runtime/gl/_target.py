@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,6 +58,19 @@ class Presents(Protocol):
         """Give the best picture there is for a frame."""
 
 
+class PresentsDevice(Protocol):
+    """What a target with transport "cuda" needs of it."""
+
+    @property
+    def scale(self) -> int:
+        """As above."""
+
+    def present_device(
+        self, color: object, out: object, stream: int | None = None, *, index: int | None = None
+    ) -> Result:
+        """Give the best picture there is for a frame in the GPU's memory."""
+
+
 class GLTarget:
     """Reads frames from an OpenGL texture, and writes the pictures of a pass or model into another.
 
@@ -69,8 +82,8 @@ class GLTarget:
       copy of its frame and returns that of the call before, so that the CPU never waits for the
       GPU to finish a frame. That costs one frame of age, which ``Result.age_frames`` includes.
     - ``"cuda"``: pixel buffers that OpenGL and CUDA share; the frame never leaves the GPU. It needs
-      an NVIDIA GPU that draws and runs the engine, 8 bits a channel, and is for :meth:`process`: a
-      pass composes its pictures on the host.
+      an NVIDIA GPU that draws and runs the engine, and 8 bits a channel. Of a pass, it takes what
+      ``Pass.present_device`` offers: no strength, mask, blend or stabiliser.
     - ``"auto"``: for a pass, ``"read"`` and ``"pbo"`` are timed when this object is made, and
       ``"read"`` is taken unless ``"pbo"`` is faster; with ``delay=1``, ``"pbo"`` unless it is
       slower. For a model, ``"cuda"`` where it works, else the same. :meth:`explain` says which, and
@@ -142,6 +155,7 @@ class GLTarget:
         self._told = False
         self._source = Attachment.of(ctx, source, "source")
         self._region = checked_region(region, self._source.size)
+        self._given_target: Any = target
         self._target = None if target is None else Attachment.of(ctx, target, "target")
         self._scale = self._target_scale()
         order = self._source.order
@@ -158,7 +172,7 @@ class GLTarget:
             "y": motion_y,
         }
         self._depth_options = {"inverted": depth_inverted, "linear": depth_linear}
-        self._reasons = {"cuda": "for models alone (process); a pass works on the host"}
+        self._reasons = {"cuda": "not tried: a pass has to ask for it, process tries it by itself"}
         self._colour = Reader(ctx, self._source, self._region, "read", 0)
         self._wanted: Transport = transport
         self._transport = self._choose("auto" if transport == "cuda" else transport)
@@ -194,7 +208,7 @@ class GLTarget:
 
     @property
     def transport(self) -> Literal["cuda", "pbo", "read"]:
-        """The way that was chosen; ``"cuda"`` once :meth:`process` has found that it works."""
+        """The way that was chosen; ``"cuda"`` once a frame has gone that way."""
         return self._transport if self._bridge is None else "cuda"
 
     @property
@@ -287,7 +301,7 @@ class GLTarget:
 
     def present(
         self,
-        pass_: Presents,
+        pass_: Presents | PresentsDevice,
         *,
         motion: moderngl.Texture | None = None,
         depth: moderngl.Texture | None = None,
@@ -298,7 +312,7 @@ class GLTarget:
         """Read the frame, present it to the pass, and write what it gives into the target.
 
         Args:
-            pass_: whose ``present`` is called, on this thread.
+            pass_: whose ``present``, or ``present_device``, is called, on this thread.
             motion: two components, or more of which the first two are taken, "f2" or "f4"; of the
                 source's size, or coarser as :class:`topcoat.runtime.Motion` allows.
             depth: a depth texture, or one component of "f2" or "f4", of the source's size.
@@ -309,7 +323,8 @@ class GLTarget:
         Returns:
             What the pass returned. With ``delay=1`` its ``age_frames`` is one more, and ``index``
             is still that of the frame which the picture shows. ``image`` is an array of this
-            object, and holds the picture until the next call.
+            object, and holds the picture until the next call; with transport "cuda" it is the
+            target as it was given, and motion, depth, mask and reset are left out.
 
         Raises:
             FrameError: a texture is not as described, or was released.
@@ -318,17 +333,14 @@ class GLTarget:
             TopcoatError: what ``Pass.present`` raises.
         """
         self._check_open()
-        if self._wanted == "cuda":
-            raise PassError(
-                "a pass composes its pictures on the host, and transport is cuda; use process with"
-                " a model, or another transport"
-            )
         frame = self._frame
         if self._target is not None and pass_.scale != self._scale:
             raise FrameError(
                 f"the target is {self._scale} times as large as the source, and the pass enlarges"
                 f" {pass_.scale} times; give a target of the size that it makes"
             )
+        if self._wanted == "cuda":
+            return self._present_on_the_gpu(cast(PresentsDevice, pass_), index)
         frame.color = self.read()
         frame.motion = self._read_motion(motion)
         frame.depth = self._read_depth(depth)
@@ -351,7 +363,7 @@ class GLTarget:
             self._out = np.zeros(
                 (height * scale, width * scale, self._layout.channels), self._layout.dtype
             )
-        result = pass_.present(frame, out=self._out)
+        result = cast(Presents, pass_).present(frame, out=self._out)
         if self._target is not None:
             self.write(self._out)
         return replace(result, age_frames=result.age_frames + late) if late else result
@@ -384,7 +396,7 @@ class GLTarget:
             )
         if self._bridged is not model:
             if self._wanted in ("auto", "cuda"):
-                self._try_cuda(model, self._target)
+                self._open_bridge(model)
             self._bridged = model
             if self._bridge is not None:
                 return  # that frame was the trial
@@ -506,8 +518,29 @@ class GLTarget:
             faster = pbo_ms * _SLOWER < read_ms
         return "pbo" if faster else "read"
 
-    def _try_cuda(self, model: Model, target: Attachment) -> None:
-        """Run a frame on the GPU; keep why that does not work where it does not."""
+    def _present_on_the_gpu(self, pass_: PresentsDevice, index: int | None) -> Result:
+        if self._target is None:
+            raise PassError('transport "cuda" writes to a target; give one to GLTarget')
+        if self._bridge is None:
+            self._open_bridge(None)
+        bridge = self._bridge
+        assert bridge is not None
+        result: Result = self._guarded(
+            lambda: bridge.run(
+                lambda color, out, stream: pass_.present_device(color, out, stream, index=index)
+            )
+        )
+        self._look_for_errors()
+        # Its own image is memory that OpenGL has taken back.
+        return replace(result, image=self._given_target)
+
+    def _open_bridge(self, model: Model | None) -> None:
+        """Share buffers with CUDA, and run a model's frame; keep why not where that fails.
+
+        Raises:
+            BackendUnavailableError: it fails, and transport "cuda" was asked for.
+            DeviceLostError: the GPU stopped working.
+        """
         import moderngl
 
         if self._bridge is not None:
@@ -515,19 +548,12 @@ class GLTarget:
             self._bridge = None
         bridge: CudaBridge | None = None
         try:
-            if self._layout.format not in ("rgb8", "bgr8", "rgba8", "bgra8"):
-                raise BackendUnavailableError(
-                    f"it takes 8 bits a channel, not {self._layout.format}"
-                )
-            if self._layout.color_space != "srgb" or self._layout.alpha != "keep":
-                raise BackendUnavailableError("it takes display-encoded colour and straight alpha")
-            if self._region != (0, 0, *self._source.size):
-                raise BackendUnavailableError("it takes whole textures, not a region")
-            if self._delay:
-                raise BackendUnavailableError("it has no delay, and a delay was asked for")
-            bridge = CudaBridge(self._ctx, self._source, target, self._scale, self._driver())
-            bridge.run(model.process_device)
+            bridge = self._new_bridge()
+            if model is not None:
+                bridge.run(model.process_device)
         except DeviceLostError:
+            if bridge is not None:
+                bridge.close()
             raise
         except (BackendError, TextureError, TileError, moderngl.Error) as error:
             if bridge is not None:
@@ -541,6 +567,18 @@ class GLTarget:
         self._look_for_errors()
         self._reasons["cuda"] = "frames stay on the GPU"
         self._bridge = bridge
+
+    def _new_bridge(self) -> CudaBridge:
+        assert self._target is not None
+        if self._layout.format not in ("rgb8", "bgr8", "rgba8", "bgra8"):
+            raise BackendUnavailableError(f"it takes 8 bits a channel, not {self._layout.format}")
+        if self._layout.color_space != "srgb" or self._layout.alpha != "keep":
+            raise BackendUnavailableError("it takes display-encoded colour and straight alpha")
+        if self._region != (0, 0, *self._source.size):
+            raise BackendUnavailableError("it takes whole textures, not a region")
+        if self._delay:
+            raise BackendUnavailableError("it has no delay, and a delay was asked for")
+        return CudaBridge(self._ctx, self._source, self._target, self._scale, self._driver())
 
     def _read_motion(self, texture: moderngl.Texture | None) -> Motion | None:
         if texture is None:
