@@ -26,6 +26,9 @@ _FEWEST = 80
 """Points that move, below which nothing is said."""
 _MOVES = 1.0
 """Pixels of motion that count."""
+_DIFFERS = 3.0
+"""Pixels by which two readings of a vector must differ to be told apart: the jitter of two frames,
+which the vectors leave out, may move the picture by more than one."""
 _CAP = 48.0
 """Levels at which a difference counts no further; what came from outside counts that much."""
 _MISFIT = 6.0
@@ -47,7 +50,7 @@ _CURES = {
 
 _SMALLEST_MISFIT = 0.1
 """Pixels by which a depth must fail to explain the motion before it is doubted,"""
-_SMALLEST_SHARE = 0.05
+_SMALLEST_SHARE = 0.02
 """and the share of the motion."""
 
 
@@ -92,16 +95,16 @@ def check_motion(frame: Frame, previous: Frame, motion: Field) -> str | None:
         otherwise = _differences(now, previous, x, y, read)
         overall = float(otherwise.mean())
         least = min(least, overall)
-        differs = np.square(read - vectors).sum(axis=-1) > _MOVES**2
+        differs = np.square(read - vectors).sum(axis=-1) > _DIFFERS**2
         if np.count_nonzero(differs) < max(_FEWEST, 0.1 * len(x)):
             continue
         told, left = float(given[differs].mean()), float(otherwise[differs].mean())
         if told < _MISFIT or left > _BETTER * min(told, float(still[differs].mean())):
             continue
-        if overall < 0.9 * best:  # of those that are as good, the first
+        if overall < 0.75 * best:  # of those that are about as good, the commonest mistake
             best, line = overall, _line(unit, factor, signs, told, left)
     # Where a reading that is not clear enough explains even more, none is named.
-    return line if best <= 1.1 * least else None
+    return line if best <= 1.5 * least else None
 
 
 def check_depth(depth: Field, motion: Field, inverted: bool) -> str | None:
