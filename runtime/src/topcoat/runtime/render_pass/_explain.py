@@ -30,6 +30,8 @@ class Facts:
     level: int
     plan: PixelPlan | None
     copies: tuple[Copy, ...]
+    device: tuple[str, ...]
+    """Lines about frames on the GPU; () if none has come."""
     told: tuple[str, ...]
 
 
@@ -51,8 +53,10 @@ def explain(facts: Facts) -> str:
     lines.append("levels that the governor may choose from:")
     for number, level in enumerate(facts.ladder):
         lines.append(f"  {'->' if number == facts.level else '  '} {number}: {level}")
+    lines += facts.device
     if facts.plan is None:
-        lines.append("copies per frame: no frame has come yet")
+        if not facts.device:
+            lines.append("copies per frame: no frame has come yet")
     else:
         copies = facts.copies
         total = sum(copy.bytes for copy in copies)

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +28,7 @@ from topcoat.runtime.render_pass._frame import RenderFrame
 from topcoat.runtime.render_pass._governor import LadderGovernor
 from topcoat.runtime.render_pass._inputs import Inputs
 from topcoat.runtime.render_pass._lane import Lane
-from topcoat.runtime.render_pass._loading import Loader
+from topcoat.runtime.render_pass._loading import Loader, Rosters
 from topcoat.runtime.render_pass._pixels import Copy, PixelPlan
 from topcoat.runtime.render_pass._preparation import Preparation
 from topcoat.runtime.render_pass._stats import FrameLog, Stats
@@ -42,6 +42,10 @@ from topcoat.runtime.render_pass._types import (
     Result,
 )
 from topcoat.runtime.render_pass._worker import Clock, MonotonicClock, Settings, Slot
+
+if TYPE_CHECKING:
+    from topcoat.runtime.backends._cuda import Driver
+    from topcoat.runtime.render_pass._device_frames import DeviceFrames
 
 BLENDS = ("normal", "luminance", "colour")
 
@@ -59,9 +63,9 @@ class Pass:
     ``present`` gives a picture for every frame, whatever becomes of the network, and its status
     says what the picture is. The network runs on a thread of the pass.
 
-    Threads: ``present``, ``submit``, ``collect``, ``reset`` and ``close`` belong to one thread at a
-    time, which may change; two at once are a PassThreadError. ``set``, ``swap``, ``prepare``,
-    ``stats`` and ``explain`` may be called from any thread at any time.
+    Threads: ``present``, ``present_device``, ``submit``, ``collect``, ``reset`` and ``close``
+    belong to one thread at a time, which may change; two at once are a PassThreadError. ``set``,
+    ``swap``, ``prepare``, ``stats`` and ``explain`` may be called from any thread at any time.
     """
 
     def __init__(
@@ -74,6 +78,7 @@ class Pass:
         on_event: Callable[[Event], None] | None = None,
         level_sources: dict[str, Source] | None = None,
         clock: Clock | None = None,
+        driver: Callable[[], Driver] | None = None,
     ) -> None:
         if mode not in MODES:
             raise PassError(f"mode is {mode!r}, wanted one of {', '.join(MODES)}")
@@ -114,6 +119,8 @@ class Pass:
         """The latest frame at strength 0, by its sequence."""
         self._told: dict[str, None] = {}
         self._log = FrameLog()
+        self._driver = driver
+        self._device: DeviceFrames | None = None
 
     @classmethod
     def open(
@@ -321,6 +328,56 @@ class Pass:
         finally:
             self._entry.release()
 
+    def present_device(
+        self, color: object, out: object, stream: int | None = None, *, index: int | None = None
+    ) -> Result:
+        """Do what :meth:`present` does with a frame in an NVIDIA GPU's memory, and leave it there.
+
+        The work is queued on the GPU by the calling thread, and the result is of this frame
+        (age 0): FRESH, or PASSTHROUGH with the frame copied to ``out`` on the GPU. That is so while
+        an engine is loaded or sees frames of a size for the first time (``prepare`` those sizes),
+        while a frame of the host is being run, after a failure, and where no engine takes frames on
+        the GPU: ``reason`` says which would. Engines that fail are demoted and tried again as those
+        of ``present``, whose calls may alternate with these.
+
+        Frames are styled whole, at full quality: strength (other than 0), mask, blend, stabiliser
+        and ladder are for frames of the host, and what is set of them is told once and left out.
+        The result is not looked at, which would wait for the GPU, and an engine that hangs inside
+        the call is waited for. A bundle that enlarges frames writes fresh results to ``out`` alone:
+        passed through, ``Result.image`` is ``color`` itself, to be drawn larger by the application.
+
+        Args:
+            color: (H, W, 3) uint8, RGB, C-contiguous, first row on top, on the GPU that the engine
+                is on, of any library that speaks DLPack or ``__cuda_array_interface__``.
+            out: where to write the picture: (H * scale, W * scale, 3), likewise; writeable, not
+                overlapping ``color``.
+            stream: handle of the CUDA stream on which ``color`` is made and ``out`` is used: the
+                call returns at once, and both must stay alive until the stream has got there.
+                None: the arrays are asked what to wait for, and the call returns when ``out`` is
+                written.
+            index: as of :class:`RenderFrame`.
+
+        Returns:
+            The result. Its ``image`` is ``out``, but for frames of another size, see above; of its
+            timings, ``load`` (looking at the arrays), ``store`` (queueing the copy) and ``present``
+            are measured, on the host.
+
+        Raises:
+            FrameError: an array or the stream is not as described; nothing was written.
+            BackendUnavailableError: there is no NVIDIA driver or GPU here that could be used.
+            DeviceLostError: the GPU stopped working, and what was in its memory is lost with it.
+            BackendError: the driver refuses even to copy the frame; or an engine failed and
+                ``policy.on_error`` is "raise".
+            PassClosedError: the pass was closed.
+            PassThreadError: another thread is inside the pass.
+            PassError: submitted frames are not collected.
+        """
+        self._enter()
+        try:
+            return self._present_device(color, out, stream, index)
+        finally:
+            self._entry.release()
+
     def submit(self, frame: RenderFrame | NDArray[np.uint8]) -> bool:
         """Give a frame to the network without waiting for anything but, in ``file`` mode, room.
 
@@ -457,6 +514,8 @@ class Pass:
             self._closed = True
             self._lane.close()
             self._loader.close()
+            if self._device is not None:
+                self._device.close()
             self._delivery.forget()
             self._inputs.forget()
             self._uncollected.clear()
@@ -484,10 +543,13 @@ class Pass:
         Args:
             window: how many frames; None: all that are remembered (4096).
         """
+        device = self._device
         return self._log.summary(
             window,
-            failures=self._lane.failures,
-            demotions=self._lane.demotions + self._loader.demotions,
+            failures=self._lane.failures + (0 if device is None else device.failures),
+            demotions=self._lane.demotions
+            + self._loader.demotions
+            + (0 if device is None else device.demotions),
             dropped=self._lane.dropped,
         )
 
@@ -506,6 +568,7 @@ class Pass:
                 level=self._governor.level,
                 plan=plan,
                 copies=() if plan is None else self._copies(plan),
+                device=() if self._device is None else self._device.explain(),
                 told=tuple(self._told),
             )
         )
@@ -624,18 +687,29 @@ class Pass:
         assert known is not None
         return known
 
-    def _ready(self, plan: PixelPlan, *, wait: bool) -> bool:
-        """Return whether frames can be run; change over to a bundle that is to take over."""
+    def _engines(self, size: tuple[int, int], *, wait: bool) -> Rosters | None:
+        """Return what can run frames; change over to a bundle that is to take over."""
         successor = self._loader.take_over()
         if successor is not None:
             self._lane.change_to(*successor)
             self._governor.reset()
-        rosters = self._loader.rosters((plan.height, plan.width), wait=wait)
+        return self._loader.rosters(size, wait=wait)
+
+    def _ready(self, plan: PixelPlan, *, wait: bool) -> bool:
+        """Return whether frames can be run."""
+        rosters = self._engines((plan.height, plan.width), wait=wait)
         if rosters is None:
             return False
         self._lane.start(rosters)
         self._lane.look_for_hang(rosters)
         return True
+
+    @property
+    def _waits(self) -> bool:
+        """Whether a call goes on until the frame's own result is there."""
+        return self._mode == "file" or (
+            self._mode == "sync" and (self._budget_ms is None or self._policy.late == "wait")
+        )
 
     def _observe(self, slot: Slot) -> None:
         """Let the governor know what a frame took."""
@@ -700,10 +774,7 @@ class Pass:
             return self._logged(
                 delivery.passed_through(frame, plan, call, "the strength is 0"), call
             )
-        # Whether the call goes on until the frame's own result is there.
-        waits = self._mode == "file" or (
-            self._mode == "sync" and (self._budget_ms is None or self._policy.late == "wait")
-        )
+        waits = self._waits
         if not self._ready(plan, wait=waits):
             reason = self._loader.not_ready()
             return self._logged(delivery.passed_through(frame, plan, call, reason), call)
@@ -733,6 +804,45 @@ class Pass:
             if not new and self._policy.on_error != "reuse":
                 return self._logged(delivery.passed_through(frame, plan, call, reason), call)
         return self._logged(delivery.best(frame, plan, call, new=new, reason=reason), call)
+
+    def _present_device(
+        self, color: object, out: object, stream: int | None, index: int | None
+    ) -> Result:
+        call = Call(self._clock.now(), None)
+        device = self._device
+        if device is None:
+            # Here, for it loads ctypes and the driver's functions, which most passes never need.
+            from topcoat.runtime.render_pass._device_frames import DeviceFrames
+
+            device = self._device = DeviceFrames(
+                self._scale, self._policy, self._budget_ms, self._clock, self._tell, self._driver
+            )
+        pair = device.look_at(color, out, stream)
+        engine_size(self._loader.source, *pair.size)  # refuses what is too large
+        if self._uncollected:
+            raise PassError(
+                f"{len(self._uncollected)} submitted frames are not collected; collect() them"
+                " before present_device()"
+            )
+        self._inputs.count(index)
+        number = self._inputs.index
+        call.load = (self._clock.now() - call.began) * 1e3
+        settings = self._settings
+        if settings.strength == 0:
+            self._off_at, self._unseen = self._inputs.sequence, False
+            result = device.passed_through(pair, call, number, "the strength is 0")
+            return self._logged(result, call)
+        rosters = self._engines(pair.size, wait=self._waits)
+        if rosters is None:
+            reason = self._loader.not_ready()
+            return self._logged(device.passed_through(pair, call, number, reason), call)
+        self._lane.look_for_hang(rosters)
+        if self._lane.busy:
+            reason = "the network is still at work on a frame of the host"
+            return self._logged(device.passed_through(pair, call, number, reason), call)
+        self._lane.free_unused()
+        result = device.run(pair, call, number, rosters[None], settings, waits=self._waits)
+        return self._logged(result, call)
 
     def _own(self, slot: Slot, frame: RenderFrame | None, plan: PixelPlan, call: Call) -> Result:
         """Return what has become of a frame in ``file`` mode."""

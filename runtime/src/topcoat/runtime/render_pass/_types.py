@@ -65,7 +65,8 @@ class Result:
 
     image: NDArray[Any]
     """In the layout of the frame; ``out`` where it was given, else memory of the pass (or, passed
-    through, of the application), which holds this picture until the call after the next one."""
+    through, of the application), which holds this picture until the call after the next one. Of
+    ``present_device`` it is the application's own array on the GPU."""
     status: Status
     age_frames: int
     """How many frames ago the picture's own frame was submitted; 0: it is of this frame."""
