@@ -3,8 +3,9 @@
     train-style --recipe realtime --style poster --content photos/
     python examples/models/make.py poster.pt --name poster
 
-This is export-engine, but for the golden pair: it is small, and of a picture that the project draws
-itself, so that a bundle takes little room in a repository and holds nobody's photograph.
+This is export-engine, but that a bundle takes little room in a repository and holds nobody's
+photograph: the golden pair is small, and of a picture that the project draws itself, and there is
+no white space in parity.json.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from topcoat.train import Checkpoint
 
-SIZE = (128, 96)
+SIZE = (80, 60)
 """Width and height of the golden pair in pixels: multiples of 4, which every network here takes."""
 DRAWN = "poster"
 """The built-in style that it is cut from: flat areas and edges of all directions."""
@@ -55,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not exported:
             print(f"make: an engine differs from the network:\n{exported.report}", file=sys.stderr)
             return 1
-        draw_golden_pair(checkpoint, made)
+        make_small(checkpoint, made)
         if place.exists():
             shutil.rmtree(place)
         shutil.copytree(made, place)
@@ -64,8 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def draw_golden_pair(checkpoint: "Checkpoint", bundle: Path) -> None:
-    """Replace a bundle's golden pair by a drawn picture and PyTorch's answer to it."""
+def make_small(checkpoint: "Checkpoint", bundle: Path) -> None:
+    """Draw a golden pair, a picture and PyTorch's answer to it, and tighten the report."""
     import numpy as np
     from PIL import Image
 
@@ -80,11 +81,15 @@ def draw_golden_pair(checkpoint: "Checkpoint", bundle: Path) -> None:
     frame = np.asarray(drawn.resize(SIZE, Image.Resampling.LANCZOS, box=box))
     network = checkpoint.build_network().eval()
     pictures = {"golden_in.png": frame, "golden_out.png": reference_frame(network, frame)}
-    listing = bundle / "manifest.json"
-    manifest = json.loads(listing.read_text(encoding="utf-8"))
     for name, picture in pictures.items():
         Image.fromarray(picture).save(bundle / name, optimize=True)
-        manifest["files"][name] = identity(bundle / name)
+    report = bundle / "parity.json"
+    content = json.loads(report.read_text(encoding="utf-8"))
+    tight = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+    report.write_text(tight + "\n", encoding="utf-8")
+    listing = bundle / "manifest.json"
+    manifest = json.loads(listing.read_text(encoding="utf-8"))
+    manifest["files"] |= {name: identity(bundle / name) for name in (*pictures, report.name)}
     listing.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     topcoat.runtime.verify_files(bundle)
 
