@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -331,6 +332,29 @@ def test_a_delayed_read_gives_all_of_the_frame_before(ctx: moderngl.Context) -> 
     for index, frame in enumerate(negative.frames):
         shown = max(index - 1, 0)
         assert np.array_equal(frame["motion"], pixels(*size, 2, "f2", seed=100 + shown))
+
+
+def test_a_delay_that_brings_nothing_is_none(
+    ctx: moderngl.Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import moderngl
+
+    plain = moderngl.Buffer.read_into
+
+    def slow(self: moderngl.Buffer, *where: Any, **options: Any) -> None:  # noqa: ANN401
+        time.sleep(0.005)
+        plain(self, *where, **options)
+
+    monkeypatch.setattr(moderngl.Buffer, "read_into", slow)
+    source = texture(ctx, pixels(5, 7))
+    negative = Negative()
+    with GLTarget(ctx, source, delay=1) as gl:
+        assert gl.transport == "read"
+        for index in range(3):
+            source.write(pixels(5, 7, seed=index), alignment=1)
+            result = gl.present(negative, index=index)
+            assert (result.age_frames, result.index) == (0, index)
+            assert np.array_equal(result.image, 255 - pixels(5, 7, seed=index))
 
 
 def test_a_side_input_of_another_frame_than_the_colour_is_left_out(ctx: moderngl.Context) -> None:

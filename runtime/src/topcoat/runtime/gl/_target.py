@@ -103,7 +103,7 @@ class GLTarget:
             the source's times the pass's scale. It may be the source itself. None: nothing; the
             pictures are in ``Result.image``.
         transport: as above.
-        delay: how many frames a read may be late: 0 or 1.
+        delay: how many frames a read may be late: 0 or 1. A plain read is never late.
         region: (x, y, width, height) in pixels, y up: the part that is the picture. The same part
             of the target is written. None: all of it.
         color_space: of the pixels, see :class:`topcoat.runtime.Layout`.
@@ -177,7 +177,10 @@ class GLTarget:
         self._wanted: Transport = transport
         self._transport = self._choose("auto" if transport == "cuda" else transport)
         if self._transport == "pbo":
+            self._colour.release()
             self._colour = Reader(ctx, self._source, self._region, "pbo", delay)
+        else:
+            self._delay = 0
         self._motion: Reader | None = None
         self._depth: Reader | None = None
         self._uploads: Uploads | None = None
@@ -243,7 +246,7 @@ class GLTarget:
         return tuple(found)
 
     def explain(self) -> str:
-        """Return, in lines: the way that was chosen, why not the other, and copies per frame."""
+        """Return, in lines: the way that was chosen, why not the others, and copies per frame."""
         height, width = self.size
         lines = [f"OpenGL: {self._layout.format} {width}x{height}, first row at the bottom"]
         for name in ("read", "pbo", "cuda"):
