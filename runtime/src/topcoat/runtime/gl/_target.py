@@ -190,6 +190,7 @@ class GLTarget:
         self._out: NDArray[Any] | None = None
         self._before: tuple[int | None, bool, NDArray[np.uint8] | None] | None = None
         """Index, reset and mask of the frame that is being copied."""
+        self._masks: list[NDArray[np.uint8]] = []
         self._driver: Callable[[], Driver] = installed_driver
         self._bridge: CudaBridge | None = None
         self._bridged: Model | None = None
@@ -350,7 +351,7 @@ class GLTarget:
         late = 0
         if self._delay:
             # What was read is the frame of the call before, and so has to be the rest of it.
-            now = index, reset, None if mask is None else mask.copy()
+            now = index, reset, None if mask is None else self._kept(mask)
             before, self._before = self._before, now
             if before is not None:
                 late = 1
@@ -520,6 +521,14 @@ class GLTarget:
         else:
             faster = pbo_ms * _SLOWER < read_ms
         return "pbo" if faster else "read"
+
+    def _kept(self, mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return a copy that holds until the call after the next one."""
+        if len(self._masks) != 2 or self._masks[0].shape != mask.shape:
+            self._masks = [np.empty_like(mask), np.empty_like(mask)]
+        self._masks.reverse()
+        np.copyto(self._masks[0], mask)
+        return self._masks[0]
 
     def _present_on_the_gpu(self, pass_: PresentsDevice, index: int | None) -> Result:
         if self._target is None:
