@@ -206,6 +206,8 @@ class Loader:
             self._tell("failed", f"{source.name} cannot be run: {one_line(known)}", once=True)
             preparation.end("failed", known)
             return
+        seats = rosters[None].seats
+        best = next((seat for seat in seats if not seat.demoted), seats[0])
         with self._lock:
             stop = preparation.cancelled or self._closed
             if fresh and not stop:
@@ -217,8 +219,7 @@ class Loader:
             return
         preparation.settle()
         if fresh:
-            engines = [seat.name for seat in rosters[None].seats if not seat.demoted]
-            self._tell("ready", f"{source.name} is ready on {engines[0]}")
+            self._tell("ready", f"{source.name} is ready on {best.name}")
         preparation.end("ready")
 
     def _swap(self, preparation: Preparation, source: Source, sizes: tuple[Size, ...]) -> None:
