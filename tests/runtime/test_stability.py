@@ -45,20 +45,20 @@ def test_the_documentation_is_right() -> None:
 
 
 @pytest.mark.parametrize("camera", CAMERAS)
-@pytest.mark.parametrize("moving", [False, True])
-def test_a_scenes_motion_is_exact(camera: str, moving: bool) -> None:
-    scene = Scene(camera=camera, moving=moving, speed=1.5)  # type: ignore[arg-type]
-    views = [scene.render(t, 320, 180) for t in (5, 6)]
-    # Far away the floor's tiles are hardly larger than pixels, and no lookup restores those.
-    views = [view._replace(occluded=view.occluded | (view.depth > 7)) for view in views]
+def test_a_scenes_motion_is_exact(camera: str) -> None:
+    scene = Scene(camera=camera, speed=1.5)  # type: ignore[arg-type]
+    views = [scene.render(t, 320, 180) for t in (12, 13)]
     told = error_of(views, [view.colour for view in views]).floor
-    if camera == "static" and not moving:
-        assert told == 0
-        assert not views[1].motion.any()
-        np.testing.assert_array_equal(views[0].colour, views[1].colour)
-        return
     views[1] = views[1]._replace(motion=np.zeros_like(views[1].motion))
-    assert told < 0.15 * error_of(views, [view.colour for view in views]).floor
+    assert told < 0.2 * error_of(views, [view.colour for view in views]).floor
+
+
+def test_a_scene_in_which_nothing_moves_says_exactly_that() -> None:
+    scene = Scene(camera="static", moving=False)
+    first, later = scene.render(0, WIDTH, HEIGHT), scene.render(7, WIDTH, HEIGHT)
+    assert not later.motion.any()
+    np.testing.assert_array_equal(first.colour, later.colour)
+    np.testing.assert_array_equal(first.depth, later.depth)
 
 
 def test_a_scene_knows_what_was_covered() -> None:

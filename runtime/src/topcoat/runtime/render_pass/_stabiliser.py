@@ -29,9 +29,9 @@ _WEIGHT = np.uint8(230)
 """Of the history where nothing has changed, in 256ths: a memory of about ten frames. Less than 256,
 so that a difference shrinks every frame."""
 _LARGEST_REACH = 32
-"""By so many levels the output may differ from the result, at strength 1. Bounding the difference
-costs less of the style than a smaller weight does: both halve the flicker of a jittered camera, but
-the bound leaves outlines and brush strokes, where results differ most, as sharp as they were."""
+"""Differences of up to so many levels are kept whole at strength 1, of larger ones a part. Small
+ones are a network's unrest; large ones are outlines and brush strokes that have moved, and keeping
+those costs the style its sharpness."""
 _TOLERATED = np.uint8(10)
 """By so many levels a pixel may leave the range of its new surroundings: noise of a sensor."""
 _DOUBT = np.uint8(12)
@@ -56,7 +56,7 @@ class Stabiliser:
 
     With s the new result and h the last output moved along the motion vectors, a pixel becomes ::
 
-        s + trunc(bound(clamp(h) - s) * 0.9 * valid)
+        s + trunc(soften(clamp(h) - s) * 0.9 * valid)
 
     - clamp(h) lies within the range of s over 3x3 pixels, widened by a few levels: what the
       history remembers of a place that changed cannot glow on.
@@ -64,8 +64,8 @@ class Stabiliser:
       shows another surface, and where the moved last frame leaves the range of the new frame over
       3x3 pixels by more than noise does. A picture that moves by less than a pixel, as a jittered
       camera's does, stays in that range.
-    - bound() limits a difference to ``reach(strength)`` levels, 8 at half strength: however wrong
-      the motion is, the output is no farther from the result.
+    - soften() leaves differences of up to ``reach(strength)`` levels, 8 at half strength, and of
+      what a larger one has more than that the square of the strength.
     - The cut is towards s, so with a frozen input the output reaches s exactly and stays: nothing
       drifts, and 8 bits are enough.
 
@@ -171,7 +171,7 @@ class Stabiliser:
         if self._has_history and not self._cut_detected:
             self._weigh()
             self._reach.fill(limit)
-            self._mix(out)
+            self._mix(_share(strength), out)
         else:
             self._weight.fill(0)
             copy_padded(self._styled, self._history)
@@ -262,7 +262,7 @@ class Stabiliser:
                         self._weight[row :: self._scale, column :: self._scale], self._small_weight
                     )
 
-    def _mix(self, out: Frame) -> None:
+    def _mix(self, share: np.uint32, out: Frame) -> None:
         width = self._shape[1]
         for top, bottom in self._large.blocks():
             n = bottom - top
@@ -280,17 +280,12 @@ class Stabiliser:
             np.minimum(history, styled, out=high)
             np.maximum(history, styled, out=difference)
             np.subtract(difference, high, out=difference)
-            np.minimum(difference, self._reach[:n], out=difference)
+            np.minimum(difference, self._reach[:n], out=high)
+            np.subtract(difference, high, out=difference)
+            _scale_bytes(magnitude, share, lane)
+            np.add(difference, high, out=difference)
             np.copyto(weight, self._weight[top:bottom])
-            np.bitwise_and(magnitude, _LANES, out=lane)
-            np.multiply(lane, weight, out=lane)
-            np.right_shift(lane, _8, out=lane)
-            np.bitwise_and(lane, _LANES, out=lane)
-            np.right_shift(magnitude, _8, out=magnitude)
-            np.bitwise_and(magnitude, _LANES, out=magnitude)
-            np.multiply(magnitude, weight, out=magnitude)
-            np.bitwise_and(magnitude, _UPPER_BYTES, out=magnitude)
-            np.bitwise_or(magnitude, lane, out=magnitude)
+            _scale_bytes(magnitude, weight, lane)
             # -x is (x ^ 255) + 1, and 1 is -255 in a byte.
             np.bitwise_xor(difference, darker, out=difference)
             np.subtract(difference, darker, out=difference)
@@ -301,14 +296,36 @@ class Stabiliser:
 
 
 def reach(strength: float) -> int:
-    """Return by how many levels (of 255) outputs may differ from their results.
+    """Return up to how many levels (of 255) a difference from the result is kept as it is.
 
     32 times the square of the strength, rounded: 0 at 0, 8 at a half, 32 from 1 on.
 
     >>> [reach(strength) for strength in (0, 0.25, 0.5, 0.75, 1)]
     [0, 2, 8, 18, 32]
     """
-    return round(_LARGEST_REACH * min(1.0, max(0.0, strength)) ** 2)
+    return round(_LARGEST_REACH * _square(strength))
+
+
+def _share(strength: float) -> np.uint32:
+    """Return how much is kept of what a difference has beyond the reach, in 256ths."""
+    return np.uint32(round(256 * _square(strength)))
+
+
+def _square(strength: float) -> float:
+    return min(1.0, max(0.0, strength)) ** 2
+
+
+def _scale_bytes(values: Texels, weight: Texels | np.uint32, scratch: Texels) -> None:
+    """Multiply each byte by the pixel's weight in 256ths, at most 256, rounding down."""
+    np.bitwise_and(values, _LANES, out=scratch)
+    np.multiply(scratch, weight, out=scratch)
+    np.right_shift(scratch, _8, out=scratch)
+    np.bitwise_and(scratch, _LANES, out=scratch)
+    np.right_shift(values, _8, out=values)
+    np.bitwise_and(values, _LANES, out=values)
+    np.multiply(values, weight, out=values)
+    np.bitwise_and(values, _UPPER_BYTES, out=values)
+    np.bitwise_or(values, scratch, out=values)
 
 
 class _Range:
