@@ -50,7 +50,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="how pixels leave OpenGL and come back (default: whichever is faster)")  # fmt: skip
     add("--compare", action="store_true", help="the left half stays as it was rendered")
     add("--no-hud", action="store_true", help="leave the strip with the status out")
-    add("--out", type=Path, metavar="VIDEO", help="write .mp4, .mov, .mkv or .webm")
+    add("--out", type=Path, metavar="VIDEO", help="write .mp4, .mov, .mkv, .webm or .webp")
     add("--still", type=Path, metavar="PNG", help="write the last frame")
     add("--json", type=Path, metavar="FILE", help="write the figures, with machine and settings")
     args = parser.parse_args(argv)
@@ -72,17 +72,19 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from topcoat.runtime.gl import GLTarget
 
     for path, endings in (
-        (args.out, media.ENCODERS),
+        (args.out, media.VIDEOS),
         (args.still, (".png",)),
         (args.json, (".json",)),
     ):
         if path is not None:
             media.check_target(path, endings)
-    if args.out is not None:
+    if args.out is not None and args.out.suffix.lower() in media.ENCODERS:
         import av  # noqa: F401 - a missing package is said now, not after the run
     width, height = args.size
     bundle = args.model or options.bundles()[0]
-    with tr.Pass.open(bundle, mode=args.mode, budget_ms=args.budget_ms) as pass_:
+    # A file is waited for; then no quality is given up for time, which is only reported.
+    budget_ms = None if args.mode == "file" else args.budget_ms
+    with tr.Pass.open(bundle, mode=args.mode, budget_ms=budget_ms) as pass_:
         options.check_scale(bundle, pass_.scale)
         kept = args.frames if args.out is not None else 1
         if kept * width * height * 3 > LARGEST_RUN:

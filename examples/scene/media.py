@@ -14,6 +14,9 @@ from scene.options import ExampleError
 
 Picture = npt.NDArray[np.uint8]
 ENCODERS = {".mp4": "libx264", ".mov": "libx264", ".mkv": "libx264", ".webm": "libvpx-vp9"}
+ANIMATION = ".webp"
+"""What pages and documents show like a picture."""
+VIDEOS = (*ENCODERS, ANIMATION)
 
 
 def check_target(path: Path, endings: Iterable[str]) -> None:
@@ -53,11 +56,22 @@ def write_png(path: Path, picture: Picture) -> None:
 
 
 def write_video(path: Path, frames: Iterable[Picture], fps: int) -> None:
-    """Write (H, W, 3) uint8 RGB frames of one size, H and W even, as H.264 or VP9.
+    """Write (H, W, 3) uint8 RGB frames of one size, H and W even, as H.264, VP9 or a WebP loop.
 
     Raises:
         ExampleError: the encoder refuses them.
     """
+    if path.suffix.lower() == ANIMATION:
+        from PIL import Image
+
+        first, *others = (Image.fromarray(frame) for frame in frames)
+        with _whole(path) as partial:
+            first.save(
+                partial, format="WebP", save_all=True, append_images=others, quality=60,
+                duration=[round(1000 * (n + 1) / fps) - round(1000 * n / fps)
+                          for n in range(len(others) + 1)], loop=0,
+            )  # fmt: skip
+        return
     import av
 
     with _whole(path) as partial:

@@ -246,7 +246,7 @@ def test_what_cannot_be_read_or_written_is_said_before_anything_is_rendered(
         (["--model", str(tmp_path / "gone.topcoat")], "gone.topcoat"),
         (["--model", str(ROOT / "tests/runtime/data/double.topcoat")], "enlarges frames"),
         (["--still", str(tmp_path / "a.gif")], "ends in '.gif', wanted .png"),
-        (["--out", str(tmp_path / "a.txt")], "wanted .mp4 or .mov or .mkv or .webm"),
+        (["--out", str(tmp_path / "a.txt")], "wanted .mp4 or .mov or .mkv or .webm or .webp"),
         (["--json", str(tmp_path / "no" / "a.json")], "does not exist; make it first"),
     ]
     for arguments, text in cases:
@@ -348,6 +348,21 @@ runpy.run_path({str(path)!r}, run_name="__main__")
 
 
 # ---------------------------------------------------------------------------------------- webcam
+
+
+def test_a_video_may_be_a_loop_that_documents_show(example: Importer, tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    path = tmp_path / "loop.webp"
+    frames = [np.full((32, 48, 3), 40 * n, np.uint8) for n in range(6)]
+    example("scene.media").write_video(path, iter(frames), 30)
+    with image.open(path) as loop:
+        assert (loop.n_frames, loop.size) == (6, (48, 32))
+        shown = 0
+        for n, frame in enumerate(frames):
+            loop.seek(n)
+            assert np.abs(np.asarray(loop.convert("RGB")).astype(int) - frame).max() <= 6
+            shown += loop.info["duration"]
+    assert shown == 200, "six thirtieths of a second"
 
 
 @pytest.fixture
