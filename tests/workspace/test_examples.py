@@ -242,6 +242,8 @@ def test_wrong_options_end_with_what_is_wanted(
 def test_what_cannot_be_read_or_written_is_said_before_anything_is_rendered(
     example: Importer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    pytest.importorskip("moderngl")
+    pytest.importorskip("PIL")
     cases = [
         (["--model", str(tmp_path / "gone.topcoat")], "gone.topcoat"),
         (["--model", str(ROOT / "tests/runtime/data/double.topcoat")], "enlarges frames"),
