@@ -7,6 +7,8 @@
 Weights are random: time does not depend on them. Every network is exported as export-engine does it
 and run as uint8 frames by the engine's own session, on arrays bound once, with the runtime's
 settings. The cases take turns, a frame each, so a busy moment of the machine falls on all of them.
+"cpu" is the median of the processor time of a frame, of all threads together: what a renderer on
+the same cores goes without. It depends far less on what else is running than the latencies do.
 A trained bundle, in fresh processes and with the runtime around it: bench-latency.
 """
 
@@ -36,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--widths", type=_counts, default=[32], metavar="N,…")
     parser.add_argument("--blocks", type=_counts, default=[4], metavar="N,…")
-    parser.add_argument("--norm", choices=("batch", "instance"), default="batch")
+    parser.add_argument("--norm", choices=("instance", "batch"), default="instance")
     parser.add_argument("--sizes", type=_sizes, default="640x360,1280x720", metavar="WxH,…")
     parser.add_argument("--threads", type=_counts, default=[1, 2], metavar="N,…")
     parser.add_argument("--frames", type=int, default=100, help="per case (default: 100)")
@@ -101,16 +103,19 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
                                 "threads": threads,
                             }
                         )
-    took: list[list[float]] = [[] for _ in calls]
+    took: list[list[tuple[int, int]]] = [[] for _ in calls]
     for turn in range(WARM_UP + arguments.frames):
         for call, mine in zip(calls, took, strict=True):
-            start = time.perf_counter_ns()
+            cpu, start = time.process_time_ns(), time.perf_counter_ns()
             call()
+            passed = time.perf_counter_ns() - start
             if turn >= WARM_UP:
-                mine.append((time.perf_counter_ns() - start) / 1e6)
+                mine.append((passed, time.process_time_ns() - cpu))
     for row, mine in zip(rows, took, strict=True):
+        passed_ms, cpu_ms = np.array(mine).T / 1e6
         for share in (50, 95, 99):
-            row[f"p{share}_ms"] = float(np.percentile(mine, share))
+            row[f"p{share}_ms"] = float(np.percentile(passed_ms, share))
+        row["cpu_ms"] = float(np.median(cpu_ms))
     return rows
 
 
@@ -163,12 +168,13 @@ def show(result: dict[str, Any]) -> None:
     print(f"{machine['processor']}, {machine['logical']} logical, Python {result['python']}")
     print(f"norm {result['norm']}, {result['frames']} frames each, in turns, fp32")
     head = f"{'width':>5}{'blocks':>7}{'weights':>9}{'model':>9}  {'size':<10}{'engine':<16}"
-    print(f"{head}{'threads':>8}{'p50 ms':>9}{'p95 ms':>9}{'p99 ms':>9}")
+    print(f"{head}{'threads':>8}{'p50 ms':>9}{'p95 ms':>9}{'p99 ms':>9}{'cpu ms':>9}")
     for row in result["rows"]:
         print(
             f"{row['width']:>5}{row['blocks']:>7}{row['parameters']:>9}"
             f"{row['model_kb']:>6.0f} kB  {row['size']:<10}{row['backend']:<16}"
             f"{row['threads']:>8}{row['p50_ms']:>9.2f}{row['p95_ms']:>9.2f}{row['p99_ms']:>9.2f}"
+            f"{row['cpu_ms']:>9.2f}"
         )
 
 

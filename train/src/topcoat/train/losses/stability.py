@@ -32,8 +32,8 @@ def stability_loss(network: Callable[[Tensor], Tensor], frames: Tensor, output: 
     Raises:
         ValueError: the frames are too small.
 
-    Source: moved frames as an exact optical flow: Ruder, Dosovitskiy, Brox 2018 (arXiv:1708.04538)
-    §5.3; grain: Zheng, Song, Leung, Goodfellow 2016 (arXiv:1604.04326).
+    Source: moved frames as an exact optical flow: Ruder, Dosovitskiy, Brox 2018 (arXiv:1708.04538);
+    grain: Zheng, Song, Leung, Goodfellow 2016 (arXiv:1604.04326).
     """
     height, width = (side - _MOST for side in frames.shape[2:])
     if min(height, width) <= 2 * _RIM:
