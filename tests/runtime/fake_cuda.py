@@ -646,7 +646,7 @@ class FakeCuda:
             raise RefusalError(INVALID_CONTEXT)
 
     def _need_no_capture(self) -> None:
-        for queue in self.streams.values():
+        for queue in list(self.streams.values()):
             if queue.recording is not None:
                 queue.invalidated = True
                 raise RefusalError(CAPTURE_UNSUPPORTED)
@@ -665,7 +665,7 @@ class FakeCuda:
         self._stream(stream).queue.popleft()()
 
     def _holding(self, address: int) -> Allocation | None:
-        for entry in self.allocations.values():
+        for entry in list(self.allocations.values()):  # other threads allocate meanwhile
             if entry.address <= address < entry.address + entry.size:
                 return entry
         return None

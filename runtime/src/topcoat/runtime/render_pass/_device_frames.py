@@ -228,8 +228,6 @@ class DeviceFrames:
             except Exception as error:  # of any class: engines are other people's code
                 failure = error
                 self._demote(roster, seat, error, size)
-                if size in seat.unfit:
-                    continue
                 # Here, not aside: it waits for what the engine may still write to ``out``.
                 seat.close()
                 if trial:
