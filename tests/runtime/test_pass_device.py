@@ -480,7 +480,7 @@ def test_what_needs_the_host_is_told_once_and_left_out(at: Setting) -> None:
         "the mask is left out",
         "blend luminance is taken as normal",
         "stabilise 0.5 is taken as 0",
-        "the budget of 16.0 ms changes no level",
+        "the budget of 16 ms changes no level",
     ):
         assert sum(text in line for line in told) == 1
 
@@ -522,6 +522,7 @@ def test_engines_of_the_host_let_frames_pass_and_say_which_would_do(
             np.testing.assert_array_equal(at.read(out), frame)
     assert "openvino-cpu bf16 runs frames of the host's memory alone" in result.reason
     assert "backend tensorrt-rtx or tensorrt" in result.reason
+    assert "on the GPU: no frame there was styled yet" in subject.explain()
     assert len(caplog.records) == 1
     assert subject.stats().failures == 0
 
@@ -637,6 +638,25 @@ def test_an_engine_whose_loading_hangs_makes_room(at: Setting) -> None:
     assert subject.present_device(color, out).engine == "tensorrt-rtx fp32"
     assert [text for text in at.told("demoted") if "has not been ready for 1 s" in text]
     script.release()
+
+
+class LibraryPanic(BaseException):
+    """What bindings of other languages raise, past every ``except Exception``."""
+
+
+def test_a_panic_of_a_library_that_is_loaded_aside_ends_nothing(at: Setting) -> None:
+    def panic() -> Still:
+        raise LibraryPanic("index out of bounds")
+
+    panicking = Seat("tensorrt fp16", panic, takes_device=True)
+    subject = at.make(at.source(before=(host_seat(at.clock), panicking)))
+    color, out = at.pair(noise())
+    assert subject.present_device(color, out).status is Status.PASSTHROUGH
+    wait_until(lambda: not engines_at_work(subject))
+    subject.present_device(color, out)
+    wait_until(lambda: not engines_at_work(subject))
+    assert subject.present_device(color, out).engine == "tensorrt-rtx fp32"
+    assert "index out of bounds" in at.told("demoted")[0]
 
 
 def test_errors_are_raised_where_the_policy_wants_them(at: Setting) -> None:

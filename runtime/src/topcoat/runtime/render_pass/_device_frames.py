@@ -9,34 +9,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, cast
 
-from topcoat.runtime._errors import (
-    BackendError,
-    BackendUnavailableError,
-    DeviceLostError,
-    DeviceMemoryError,
-    FrameError,
-)
-from topcoat.runtime.backends._cuda import (
-    Context,
-    Device,
-    DeviceMemory,
-    Driver,
-    Event,
-    Stream,
-    installed_driver,
-)
-from topcoat.runtime.backends._device_arrays import (
-    DeviceArray,
-    check_apart,
-    check_device,
-    check_stream,
-    device_array,
-)
+from topcoat.runtime._errors import BackendError, FrameError
+from topcoat.runtime.backends._cuda import Context, DeviceMemory, Driver, installed_driver
+from topcoat.runtime.backends._device_arrays import check_stream, device_array
 from topcoat.runtime.render_pass._delivery import Call
+from topcoat.runtime.render_pass._device_memory import Gpu, Lent, Pair, usable_device
 from topcoat.runtime.render_pass._engines import (
     DEVICE_BACKENDS,
     DeviceRunner,
@@ -55,34 +35,9 @@ from topcoat.runtime.render_pass._worker import Clock, Settings
 
 _ALIGNMENT = 256
 """Engines read and write at multiples of this many bytes; other frames pass through a buffer."""
-_PAIRS_KEPT = 64
-"""Pairs of addresses that are known to be the GPU's: asking the driver for each frame is slower."""
 _WARM_FRAMES = 2
 _Kind = tuple[tuple[int, int], str, bool, Source]
 """Size, engine, alignment and bundle: what the copies of a frame depend on."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pair:
-    """A frame and the place of its result, both in the memory of the pass's GPU."""
-
-    given: object
-    """As the application gave it."""
-    target: object
-    """Likewise."""
-    color: DeviceArray
-    """(H, W, 3)."""
-    out: DeviceArray
-    """(H * scale, W * scale, 3)."""
-    stream: int | None
-    """Of the application; None: the call returns when ``out`` is written."""
-    lent: int | None
-    """The stream behind which both are ready, if the application named none."""
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(height, width) of the frame."""
-        return self.color.shape[0], self.color.shape[1]
 
 
 class DeviceFrames:
@@ -114,7 +69,7 @@ class DeviceFrames:
         self._clock = clock
         self._tell = tell
         self._driver = driver or installed_driver
-        self._gpu: _Gpu | None = None
+        self._gpu: Gpu | None = None
         self._lock = threading.Lock()  # of _jobs, _closed and demotions
         self._jobs: dict[Seat, _Job] = {}
         self._closed = False
@@ -139,7 +94,7 @@ class DeviceFrames:
             # Of arrays on the host it is said that they are, also where there is no driver.
             for array, what in ((color, "color"), (out, "out")):
                 device_array(array, None, what, host="present()")
-            gpu = self._gpu = _Gpu(self._driver())
+            gpu = self._gpu = Gpu(self._driver())
         return gpu.look_at(color, out, stream, self._scale)
 
     def passed_through(self, pair: Pair, call: Call, index: int, reason: str) -> Result:
@@ -221,7 +176,7 @@ class DeviceFrames:
                 continue
             try:
                 runner.run_device(
-                    _Lent(pair.color, pair.lent), _Lent(pair.out, pair.lent), pair.stream
+                    Lent(pair.color, pair.lent), Lent(pair.out, pair.lent), pair.stream
                 )
             except FrameError:
                 raise  # no other engine would take it either
@@ -253,8 +208,10 @@ class DeviceFrames:
 
     def explain(self) -> tuple[str, ...]:
         """Return, in lines, what is copied for each frame; () before the first."""
-        if self._copied is None:
+        if self._gpu is None:
             return ()
+        if self._copied is None:
+            return ("copies per frame on the GPU: no frame there was styled yet",)
         kind, copies = self._copied
         (height, width), name = kind[:2]
         total = sum(copy.bytes for copy in copies)
@@ -294,17 +251,28 @@ class DeviceFrames:
             with self._lock:
                 self._jobs[seat] = job
             if not waits:
-                run_in_background(lambda: self._make_ready(roster, seat, size), "device warm-up")
+                run_in_background(
+                    lambda: self._make_ready(roster, seat, size, aside=True), "device warm-up"
+                )
                 return None
-            self._make_ready(roster, seat, size)
+            self._make_ready(roster, seat, size, aside=False)
             if seat.runner is None or size not in seat.sizes:
                 return None
         elif seat.warming:
             return None
         return cast(DeviceRunner, seat.runner)
 
-    def _make_ready(self, roster: Roster, seat: Seat, size: tuple[int, int]) -> None:
-        """Load an engine if need be and run frames of this size, on which it compiles."""
+    def _make_ready(
+        self, roster: Roster, seat: Seat, size: tuple[int, int], *, aside: bool
+    ) -> None:
+        """Load an engine if need be and run frames of this size, on which it compiles.
+
+        Args:
+            roster: that it belongs to.
+            seat: the engine.
+            size: (height, width) of the frames.
+            aside: this is a thread of its own, so that nobody could catch what is raised.
+        """
         try:
             seat.warming = True
             try:
@@ -313,12 +281,12 @@ class DeviceFrames:
             finally:
                 seat.warming = False
             seat.sizes.add(size)
-        except BaseException as error:  # of any class, as above; this may be a thread of its own
+        except BaseException as error:  # of any class, as above: a library's panic, too
             self._demote(roster, seat, error, size)
             if size not in seat.unfit:
                 seat.close()
-            if not isinstance(error, Exception):
-                raise
+            if not aside and not isinstance(error, Exception):
+                raise  # the user has pressed Ctrl-C
         finally:
             with self._lock:
                 job = self._jobs.pop(seat)
@@ -328,7 +296,7 @@ class DeviceFrames:
 
     def _warm(self, runner: DeviceRunner, size: tuple[int, int]) -> None:
         driver = self._driver()
-        context = Context(driver, _device(driver))
+        context = Context(driver, usable_device(driver))
         (height, width), scale = size, self._scale
         shapes = ((height, width, 3), (height * scale, width * scale, 3))
         memory: list[DeviceMemory] = []
@@ -337,7 +305,7 @@ class DeviceFrames:
                 try:
                     memory += [DeviceMemory(driver, h * w * c) for h, w, c in shapes]
                     frame, result = (
-                        _Lent.at(one.handle, shape)
+                        Lent.at(one.handle, shape)
                         for one, shape in zip(memory, shapes, strict=True)
                     )
                     for _ in range(_WARM_FRAMES):
@@ -375,7 +343,7 @@ class DeviceFrames:
             ("mask", wanted.mask is not None, "the mask is left out"),
             ("blend", wanted.blend != "normal", f"blend {wanted.blend} is taken as normal"),
             ("stabilise", wanted.stabilise > 0, f"stabilise {wanted.stabilise:g} is taken as 0"),
-            ("budget", budget is not None, f"the budget of {budget} ms changes no level"),
+            ("budget", budget is not None, f"the budget of {budget or 0:g} ms changes no level"),
         ):
             if applies:
                 self._tell(
@@ -425,146 +393,6 @@ class _Job:
     """It has taken too long, which was told."""
     unwanted: bool = False
     """Nobody is going to use it."""
-
-
-@dataclass(slots=True)
-class _Lent:
-    """An array that was looked at already: its library is asked once for each frame."""
-
-    array: DeviceArray
-    stream: int | None
-    """Behind which it is ready."""
-    shape: tuple[int, ...] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.shape = self.array.shape
-
-    @classmethod
-    def at(cls, address: int, shape: tuple[int, ...]) -> _Lent:
-        """Return an array of our own memory."""
-        array = DeviceArray(
-            pointer=address, shape=shape, read_only=False, device=None, stream=None, owner=None
-        )
-        return cls(array, None)
-
-    @property
-    def __cuda_array_interface__(self) -> dict[str, object]:
-        return {
-            "version": 3,
-            "shape": self.shape,
-            "typestr": "|u1",
-            "data": (self.array.pointer, self.array.read_only),
-            "strides": None,
-            "stream": self.stream,
-        }
-
-
-class _Gpu:
-    """The GPU on which the pass's frames are, and a stream there for callers that have none.
-
-    Raises:
-        BackendUnavailableError: there is no GPU.
-        BackendError: the driver cannot use it now.
-    """
-
-    def __init__(self, driver: Driver) -> None:
-        self._driver = driver
-        self._context = Context(driver, _device(driver))
-        self._pairs: set[tuple[int, int, int, int]] = set()
-        self._checked: int | None = None
-        """The stream that was used last, which exists."""
-        try:
-            with self._context:
-                self._stream = Stream(driver)
-                try:
-                    self._event = Event(driver)
-                except BaseException:
-                    self._stream.close()
-                    raise
-        except BaseException:
-            self._context.close()
-            raise
-
-    def look_at(self, color: object, out: object, stream: int | None, scale: int) -> Pair:
-        """See :meth:`DeviceFrames.look_at`."""
-        with self._context:
-            own = self._stream.handle if stream is None else None
-            given = device_array(color, own, "color", host="present()")
-            made = device_array(out, own, "out", host="present()")
-            shape = given.shape
-            if len(shape) != 3 or shape[2] != 3 or min(shape) < 1:
-                raise FrameError(
-                    f"color has shape {shape}, wanted (H, W, 3), RGB, with H and W of at least 1"
-                )
-            wanted = (shape[0] * scale, shape[1] * scale, 3)
-            if made.shape != wanted:
-                raise FrameError(
-                    f"out has shape {made.shape}, wanted {wanted}: {scale} times the sides of the"
-                    f" frame {shape}"
-                    if scale > 1
-                    else f"out has shape {made.shape}, wanted {wanted}, as the frame"
-                )
-            check_apart(given, made)
-            key = (given.pointer, given.nbytes, made.pointer, made.nbytes)
-            if key not in self._pairs:
-                check_device(self._context, given, "color")
-                check_device(self._context, made, "out")
-                if len(self._pairs) >= _PAIRS_KEPT:
-                    self._pairs.clear()
-                self._pairs.add(key)
-            if stream is not None:
-                self._check_stream(stream)
-            else:
-                for awaited in {given.stream, made.stream} - {None, own}:
-                    assert awaited is not None
-                    self._event.record(awaited)
-                    self._stream.wait(self._event)
-        return Pair(given=color, target=out, color=given, out=made, stream=stream, lent=own)
-
-    def copy(self, pair: Pair) -> None:
-        """Queue a copy of a frame to its place; wait for it if the caller has no stream."""
-        stream = self._stream.handle if pair.stream is None else pair.stream
-        color, out = pair.color, pair.out
-        with self._context:
-            self._driver.call(
-                "cuMemcpyDtoDAsync_v2", out.pointer, color.pointer, color.nbytes, stream
-            )
-            if pair.stream is None:
-                self._stream.synchronize()
-
-    def check(self) -> None:
-        """Raise DeviceLostError if the GPU stopped working, as far as the driver knows."""
-        with self._context:
-            self._event.is_over()
-
-    def close(self) -> None:
-        """Free what is ours on it."""
-        with suppress(BackendError), self._context:  # a lost one cannot be made current
-            self._event.close()
-            self._stream.close()
-        self._context.close()
-
-    def _check_stream(self, stream: int) -> None:
-        """Refuse a handle that is no stream's: an engine's failure would be laid to the engine."""
-        if stream == self._checked:
-            return
-        try:
-            self._event.record(stream)
-        except (DeviceLostError, DeviceMemoryError):
-            raise
-        except BackendError as error:
-            raise FrameError(
-                f"stream is {stream:#x}, which the driver does not know as a stream of this GPU"
-                f" ({error}); pass the handle of a CUDA stream that exists"
-            ) from error
-        self._checked = stream
-
-
-def _device(driver: Driver) -> Device:
-    found = driver.probe()
-    if isinstance(found, str):
-        raise BackendUnavailableError(found)
-    return found
 
 
 def _host_only(roster: Roster) -> str:
