@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -619,3 +621,29 @@ def test_an_engine_that_fails_while_it_is_warmed_makes_room_for_the_next(
     assert result.status is Status.FRESH
     assert np.array_equal(result.image, styled(picture(), 90))
     assert [event.kind for event in events] == ["demoted", "ready"]
+
+
+def test_a_program_that_ends_while_an_engine_loads_waits_for_it(
+    run_python: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    # Ended inside an engine's own code, the thread would abort the process.
+    program = """
+import sys, time
+from pathlib import Path
+from topcoat.runtime.bundle import SizeRule
+from topcoat.runtime.render_pass import Pass
+
+class Slow:
+    name, scale, memory_per_pixel = "slow", 1, None
+    size = SizeRule(multiple=1, min=1, max=None, pad="edge")
+    def open(self):
+        time.sleep(0.3)
+        Path(sys.argv[1]).write_text("came back")
+        return []
+
+Pass(Slow()).prepare()
+"""
+    marker = tmp_path / "marker"
+    done = run_python("-c", program, str(marker))
+    assert done.returncode == 0, done.stderr
+    assert marker.read_text() == "came back"

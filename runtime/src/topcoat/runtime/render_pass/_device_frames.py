@@ -29,7 +29,7 @@ from topcoat.runtime.render_pass._engines import (
     load_seat,
 )
 from topcoat.runtime.render_pass._pixels import Copy
-from topcoat.runtime.render_pass._preparation import run_in_background
+from topcoat.runtime.render_pass._threads import start
 from topcoat.runtime.render_pass._types import Policy, Result, Status, Timings
 from topcoat.runtime.render_pass._worker import Clock, Settings
 
@@ -251,7 +251,7 @@ class DeviceFrames:
             with self._lock:
                 self._jobs[seat] = job
             if not waits:
-                run_in_background(
+                start(
                     lambda: self._make_ready(roster, seat, size, aside=True), "device warm-up"
                 )
                 return None

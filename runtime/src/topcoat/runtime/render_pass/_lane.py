@@ -11,7 +11,7 @@ from topcoat.runtime.render_pass._engines import EnginesRestError, Seat, close_a
 from topcoat.runtime.render_pass._loading import Rosters
 from topcoat.runtime.render_pass._pipeline import Pipeline
 from topcoat.runtime.render_pass._pixels import PixelPlan
-from topcoat.runtime.render_pass._preparation import run_in_background
+from topcoat.runtime.render_pass._threads import start
 from topcoat.runtime.render_pass._types import Mode, Policy
 from topcoat.runtime.render_pass._worker import Clock, Slot, Worker
 
@@ -240,4 +240,4 @@ class Lane:
 
 def _close_aside(rosters: Rosters) -> None:
     """Free engines on a thread of their own: it may take long, and the caller presents."""
-    run_in_background(lambda: close_all(rosters), "closing")
+    start(lambda: close_all(rosters), "closing")

@@ -12,9 +12,9 @@ from topcoat.runtime.render_pass._engines import Roster, Source, close_all, load
 from topcoat.runtime.render_pass._preparation import (
     Preparation,
     lower_priority,
-    run_in_background,
 )
 from topcoat.runtime.render_pass._resample import internal_size
+from topcoat.runtime.render_pass._threads import start
 from topcoat.runtime.render_pass._types import Level, Policy
 from topcoat.runtime.render_pass._worker import Clock
 
@@ -93,7 +93,7 @@ class Loader:
         preparation = Preparation(self.source.name, self._clock.now())
         with self._lock:
             before, self._preparation = self._preparation, preparation
-        run_in_background(lambda: self._prepare(preparation, before, sizes), "preparation")
+        start(lambda: self._prepare(preparation, before, sizes), "preparation", preparation.cancel)
         return preparation
 
     def swap(self, source: Source, sizes: tuple[Size, ...]) -> Preparation:
@@ -104,7 +104,7 @@ class Loader:
             if self._swapping is not None:
                 self._swapping.cancel()  # the latest wish counts
             self._swapping = preparation
-        run_in_background(lambda: self._swap(preparation, source, sizes), "swap")
+        start(lambda: self._swap(preparation, source, sizes), "swap", preparation.cancel)
         return preparation
 
     def rosters(self, size: Size, *, wait: bool) -> Rosters | None:

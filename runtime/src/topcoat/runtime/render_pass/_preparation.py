@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Callable
 from typing import Literal
 
 from topcoat.runtime._errors import TopcoatError
@@ -103,11 +102,6 @@ class Preparation:
             self._settled.set()
             self._done.set()
             self._condition.notify_all()
-
-
-def run_in_background(work: Callable[[], None], name: str) -> None:
-    """Run ``work`` on a thread of its own."""
-    threading.Thread(target=work, name=f"topcoat {name}", daemon=True).start()
 
 
 def lower_priority() -> None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from topcoat.runtime.frames import Frame
 from topcoat.runtime.render_pass._composite import Blend
+from topcoat.runtime.render_pass._threads import start
 from topcoat.runtime.render_pass._types import EventKind
 
 
@@ -142,8 +143,7 @@ class Worker:
         """Sequence number of the latest frame that was begun."""
         self.ended = threading.Event()
         """Set when the thread has come to its end."""
-        self._thread = threading.Thread(target=self._loop, name="topcoat pass", daemon=True)
-        self._thread.start()
+        start(self._loop, "pass", self.ask_to_stop)
 
     def put(self, slot: Slot) -> None:
         """Queue a frame."""
@@ -234,13 +234,18 @@ class Worker:
             self._condition.notify_all()
             return self._running, queued, done
 
-    def stop(self, timeout: float) -> bool:
-        """End the thread after the frame that it is at; return whether it ended in time."""
-        until = self._clock.now() + timeout
+    def ask_to_stop(self) -> None:
+        """Let the thread end after the frame that it is at."""
         with self._condition:
             self._stopping = True
             self._queue.clear()
             self._condition.notify_all()
+
+    def stop(self, timeout: float) -> bool:
+        """End the thread after the frame that it is at; return whether it ended in time."""
+        until = self._clock.now() + timeout
+        self.ask_to_stop()
+        with self._condition:
             while self._running is not None and (left := until - self._clock.now()) > 0:
                 self._clock.wait(self._condition, left)
             if self._running is not None:
