@@ -251,9 +251,7 @@ class DeviceFrames:
             with self._lock:
                 self._jobs[seat] = job
             if not waits:
-                start(
-                    lambda: self._make_ready(roster, seat, size, aside=True), "device warm-up"
-                )
+                start(lambda: self._make_ready(roster, seat, size, aside=True), "device warm-up")
                 return None
             self._make_ready(roster, seat, size, aside=False)
             if seat.runner is None or size not in seat.sizes:
