@@ -195,7 +195,8 @@ class Stabiliser:
                 continue
             inside = self._grid.locate(motion[top:bottom], top)
             np.copyto(self._usable[top:bottom].reshape(-1), inside.view(np.uint8))
-            self._grid.gather(
+            # Of the frame the nearest pixel will do: it is held against a range over 3x3 pixels.
+            self._grid.gather_nearest(
                 self._last_frame.reshape(-1), self._moved_frame[top:bottom].reshape(-1)
             )
             if self._scale == 1:

@@ -77,6 +77,7 @@ class Grid:
         self._texel, self._lane = np.empty(n, np.uint32), np.empty(n, np.uint32)
         self._even, self._odd = np.empty(n, np.uint32), np.empty(n, np.uint32)
         self._n = 0
+        self._has_nearest = False
 
     def blocks(self) -> Iterator[tuple[int, int]]:
         """Yield (top, bottom) of every block of rows."""
@@ -97,6 +98,7 @@ class Grid:
             their centres; good until the next call.
         """
         n = self._n = motion.shape[0] * self.width
+        self._has_nearest = False
         flat = motion.reshape(n, 2)
         x, y, inside, inside_y = self._x[:n], self._y[:n], self._inside[:n], self._inside_y[:n]
         with np.errstate(invalid="ignore"):  # an app's field may hold any bits
@@ -157,13 +159,16 @@ class Grid:
     def gather_nearest(self, values: NDArray[Any], out: NDArray[Any]) -> None:
         """Look the block up in a map of (H + 1) * (W + 1) values, flat: the nearest one."""
         n = self._n
-        index, step, place = self._nearest[:n], self._texel[:n], self._lane[:n]
-        np.right_shift(self._fraction_x[:n], _7, out=place)  # 1 from half a pixel on
-        np.right_shift(self._fraction_y[:n], _7, out=step)
-        np.multiply(step, np.uint32(self.pitch), out=step)
-        np.add(place, step, out=place)
-        np.add(place, self._y[:n].view(np.uint32), out=place)  # where _split left the index
-        np.copyto(index, place)
+        index = self._nearest[:n]
+        if not self._has_nearest:
+            step, place = self._texel[:n], self._lane[:n]
+            np.right_shift(self._fraction_x[:n], _7, out=place)  # 1 from half a pixel on
+            np.right_shift(self._fraction_y[:n], _7, out=step)
+            np.multiply(step, np.uint32(self.pitch), out=step)
+            np.add(place, step, out=place)
+            np.add(place, self._y[:n].view(np.uint32), out=place)  # where _split left the index
+            np.copyto(index, place)
+            self._has_nearest = True
         np.take(values, index, out=out, mode="wrap")
 
     def _mark_inside(
