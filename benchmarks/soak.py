@@ -16,13 +16,17 @@ How memory is judged: resident memory is read every few frames. Buffers of two s
 engines during a swap, come and go, which only ever adds to it; a leak raises its floor. So the
 second half of the run is cut into blocks, each block gives its lowest reading, and a straight line
 is fitted through these by least squares: its slope is the bytes that a frame leaves behind, and
-twice its standard error says how sure that is. Python's own count of memory, which knows numpy's
-arrays, is compared between two moments at which the pass is in the same state.
+twice its standard error says how sure that is. Engines that come and go leave holes in the heap of
+the C library, which keeps them: resident memory grows for that, too, and so the bytes that are in
+use, by glibc's own count of all its heaps (mallinfo2), are judged in the same way. Python's own
+count of memory, which knows numpy's arrays, is compared between two moments at which the pass is in
+the same state.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
 import json
 import math
@@ -229,6 +233,11 @@ class Soak:
     slope: float
     slope_error: float
     """Twice the standard error."""
+    in_use_start: int | None
+    """Of the C library's heaps; None: it does not say."""
+    in_use_end: int | None
+    in_use_slope: float | None
+    in_use_slope_error: float | None
     traced_growth: int
     """Of Python's own count between two moments of the same state, half a run apart."""
     threads_most: int
@@ -251,6 +260,8 @@ def soak(
     *,
     sizes: Sequence[tuple[int, int]] = SIZES,
     period: float = 0.004,
+    often: int = 1,
+    rest: float = 0.05,
     trace: bool = False,
 ) -> Soak:
     """Run so many frames through a pass of which something changes every few frames.
@@ -262,17 +273,22 @@ def soak(
         seed: of what changes and fails.
         sizes: (height, width) of frames, among which the size changes.
         period: s between two frames in the mode ``live``; the others wait anyway.
+        often: how many times as often as usual something fails, for short runs.
+        rest: s for which a failed engine rests.
         trace: count Python's memory, too; it slows all of it down.
 
     Raises:
         AssertionError: a picture, a status or a count is wrong.
     """
     rng = np.random.default_rng(seed)
-    faults = Faults(np.random.default_rng(seed + 1), FAULTS)
+    faults = Faults(
+        np.random.default_rng(seed + 1), {k: max(2, v // often) for k, v in FAULTS.items()}
+    )
     changes: Counter[str] = Counter()
     threads_before, files_before = threading.active_count(), descriptors()
-    policy = tr.Policy(hang_ms=200, retry_s=0.05, retry_max_s=0.2, queue=3)
+    policy = tr.Policy(hang_ms=200, retry_s=rest, retry_max_s=4 * rest, queue=3)
     rss: list[tuple[int, int]] = []
+    used: list[tuple[int, int]] = []
     traced: list[int] = []
     most = Counter[str]()
     statuses: Counter[str] = Counter()
@@ -284,18 +300,19 @@ def soak(
     if trace:
         tracemalloc.start()
     try:
-        subject.prepare(*sizes).wait(60)
+        preparation = subject.prepare(*sizes)
+        settle(lambda: preparation.done, 60)  # it may fail, and is then tried again
         for number in range(frames):
             if rng.integers(25) == 0:
                 changes[app.change(subject, settings, faults)] += 1
-            frame = app.frame(number)
+            frame = app.frame()
             out = app.out() if rng.integers(2) else None
             result = subject.present(frame, out)
             statuses[result.status.value] += 1
             assert result.image.shape == frame.color.shape, "a picture of a wrong size"
             assert result.image.dtype == frame.color.dtype
             assert out is None or result.image is out
-            assert result.age_frames == number - result.index
+            assert result.age_frames == app.count - 1 - result.index
             own = result.status is tr.Status.FRESH and result.age_frames == 0
             if number % 5 == 0 and own and app.plain:
                 assert np.array_equal(result.image, model.process(frame.color)), "a wrong picture"
@@ -306,6 +323,8 @@ def soak(
                 most["threads"] = max(most["threads"], threading.active_count())
                 most["files"] = max(most["files"], descriptors())
                 rss.append((number, resident()))
+                if (now := in_use()) is not None:
+                    used.append((number, now))
             if trace and number in (frames // 2, frames - 1):
                 traced.append(calm(subject, app))
         stats = subject.stats()
@@ -319,6 +338,7 @@ def soak(
     seconds = time.perf_counter() - began
     settle(lambda: faults.opened == faults.closed and threading.active_count() <= threads_before)
     slope, error = fit([reading for reading in rss if reading[0] >= frames // 2])
+    used_fit = fit([reading for reading in used if reading[0] >= frames // 2]) if used else None
     return Soak(
         mode=mode,
         frames=frames,
@@ -333,6 +353,10 @@ def soak(
         rss_end=rss[-1][1],
         slope=slope,
         slope_error=error,
+        in_use_start=used[0][1] if used else None,
+        in_use_end=used[-1][1] if used else None,
+        in_use_slope=used_fit[0] if used_fit else None,
+        in_use_slope_error=used_fit[1] if used_fit else None,
         traced_growth=traced[1] - traced[0] if trace else 0,
         threads_most=most["threads"] - threads_before,
         threads_left=threading.active_count() - threads_before,
@@ -357,7 +381,7 @@ def steady(
         subject.prepare(size).wait(60)
         app.apply(subject)
         for number in range(frames):
-            subject.present(app.frame(number))
+            subject.present(app.frame())
             if mode == "live":
                 time.sleep(0.003)
             if number % 10 == 0:
@@ -394,6 +418,7 @@ class Application:
                     color = (color / 255).astype(layout.dtype)
                 self._frames[size, number] = tr.RenderFrame(color=color, layout=layout)
                 self._outs[size, number] = np.empty_like(color)
+        self.count = 0
         self._size, self._layout = self._sizes[0], 0
         self._moving = self._masked = self._cut = False
         self._strength, self._stabilise, self._blend = 1.0, 0.0, "normal"
@@ -407,15 +432,16 @@ class Application:
             and (self._strength, self._stabilise, self._blend) == (1.0, 0.0, "normal")
         )
 
-    def frame(self, number: int) -> tr.RenderFrame:
+    def frame(self) -> tr.RenderFrame:
         """Return the next frame; a line of it is new."""
         frame = self._frames[self._size, self._layout]
-        row = number % self._size[0]
+        row = self.count % self._size[0]
         frame.color[row] = frame.color[row - 7]
         frame.motion = self._motion[self._size] if self._moving else None
         frame.depth = self._depth[self._size] if self._moving else None
         frame.mask = self._masks[self._size] if self._masked else None
-        frame.index, frame.reset, self._cut = number, self._cut, False
+        frame.index, frame.reset = self.count, self._cut
+        self.count, self._cut = self.count + 1, False
         return frame
 
     def out(self) -> Array:
@@ -484,7 +510,7 @@ def calm(subject: tr.Pass, app: Application) -> int:
         # The worker keeps buffers of the last sizes: the same ones each time.
         app._size = size
         for _ in range(4):
-            subject.present(tr.RenderFrame(color=app._frames[size, 0].color))
+            subject.present(app.frame())
             time.sleep(0.01)
     settle(lambda: lane.hanging == 0 and not (lane._worker is not None and lane._worker.busy))
     gc.collect()
@@ -514,6 +540,36 @@ def resident() -> int:
     """Return this process's resident memory in bytes."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+class _HeapCounts(ctypes.Structure):
+    """``struct mallinfo2`` of glibc's malloc.h."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in (
+            *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
+            *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
+        )
+    )
+
+
+def _heap_counts() -> Callable[[], _HeapCounts] | None:
+    counts = getattr(ctypes.CDLL(None), "mallinfo2", None)
+    if counts is not None:
+        counts.restype = _HeapCounts
+    return counts
+
+
+_counts = _heap_counts()
+
+
+def in_use() -> int | None:
+    """Return how many bytes the C library has given out; None if it does not say."""
+    if _counts is None:
+        return None
+    counts: Any = _counts()
+    return int(counts.uordblks + counts.hblkhd)
 
 
 def descriptors() -> int:
@@ -643,6 +699,18 @@ def show_soak(report: Soak) -> None:
         ("engines", f"{report.engines_opened} opened, {report.engines_closed} closed"),
         ("resident memory", f"{report.rss_start / 1e6:.1f} -> {report.rss_end / 1e6:.1f} MB"),
         ("its floor's slope", f"{report.slope:+.1f} ± {report.slope_error:.1f} bytes per frame"),
+        (
+            "in use",
+            "the C library does not say"
+            if report.in_use_start is None or report.in_use_end is None
+            else f"{report.in_use_start / 1e6:.1f} -> {report.in_use_end / 1e6:.1f} MB",
+        ),
+        (
+            "its floor's slope",
+            "-"
+            if report.in_use_slope is None
+            else f"{report.in_use_slope:+.1f} ± {report.in_use_slope_error:.1f} bytes per frame",
+        ),
         ("threads", f"{report.threads_most} at most, {report.threads_left} left"),
         ("descriptors", f"{report.descriptors_most} at most, {report.descriptors_left} left"),
         ("present", f"p50 {report.present_p50_ms:.2f} ms, p99 {report.present_p99_ms:.2f} ms"),

@@ -6,10 +6,12 @@ it is said to show, or with the frame itself, bit for bit. Time is turned by han
 
 from __future__ import annotations
 
+import gc
 import itertools
 import logging
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -900,3 +902,30 @@ def test_whatever_happens_every_frame_has_its_picture(stage: Stage, seed: int) -
     assert [one.opened for one in scripts] == [one.closed for one in scripts]
     stats = subject.stats()
     assert sum(stats.statuses.values()) == stats.frames == len(viewer.seen)
+
+
+@pytest.mark.parametrize("fault", ["an exception of Python", "nothing written", "a hang"])
+def test_failures_keep_no_pictures_alive(stage: Stage, fault: str) -> None:
+    fail = FAULTS.get(fault, lambda: "hang")
+    script = stage.script()
+    subject = stage.open(script, hang_ms=50, start_ms=50, retry_s=0.001, retry_max_s=0.001)
+    kept = []
+    gc.collect()
+    gc.disable()  # it would free rings of objects some day, but counts objects and not bytes
+    tracemalloc.start()
+    try:
+        for turn in range(24):
+            script.then(0.002, fail(), 0.002)
+            for seed in range(8):  # of another size each time, so that no buffer is used again
+                subject.present(picture(seed, 120, 160 + turn))
+                stage.clock.advance(PERIOD)
+            script.release()
+            stage.clock.advance(PERIOD)
+            wait_for(lambda: len(pass_threads()) == 1)
+            kept.append(tracemalloc.get_traced_memory()[0])
+    finally:
+        tracemalloc.stop()
+        gc.enable()
+    assert subject.stats().failures >= 24
+    # A frame and its result are 115 KB, of which a pass has a few, and buffers of two sizes.
+    assert kept[-1] - kept[3] < 300_000

@@ -286,6 +286,7 @@ class Roster:
         self, seat: Seat, error: BaseException, size: tuple[int, int], now: float
     ) -> str | None:
         """Demote an engine, and return the line that says so; None if it was demoted already."""
+        _log.debug("%s failed", seat.name, exc_info=error)
         with self._lock:
             if isinstance(error, FrameOutsideProfileError):
                 seat.unfit.add(size)
@@ -296,7 +297,6 @@ class Roster:
             )
             seat.retry_at = now + seat.wait_s
         if not first:
-            _log.debug("%s failed again: %s", seat.name, error)
             return None
         return (
             f"{seat.name} failed and is tried again in {seat.wait_s:g} s"
@@ -352,6 +352,19 @@ def failed_because(error: BaseException) -> str:
     if isinstance(error, EnginesRestError):
         return f"every engine that there is has failed: {one_line(error)}"
     return f"the engine failed: {one_line(error)}"
+
+
+def without_frames(error: BaseException) -> BaseException:
+    """Make an error that is kept let go of the stack that it came from, pictures and all.
+
+    What is on that stack often refers to the error in turn, and such rings wait for Python's cycle
+    collector, which counts objects and not bytes. The log has the stack at the level DEBUG.
+    """
+    at: BaseException | None = error
+    while at is not None:
+        at.__traceback__ = None
+        at = at.__cause__ or at.__context__
+    return error
 
 
 def one_line(error: BaseException) -> str:

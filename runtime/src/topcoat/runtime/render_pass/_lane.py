@@ -98,6 +98,7 @@ class Lane:
             pipeline.work, self._clock, self._policy.hang_ms / 1e3, queued=queued, done=done
         )
         self._pipeline, self._worker = pipeline, worker
+        worker.start()
 
     def change_to(self, rosters: Rosters, unused: Rosters | None) -> None:
         """Let the next frame be run by other engines; ``unused`` are freed before it."""
@@ -163,7 +164,7 @@ class Lane:
         while self._worker is not None and (slot := self._worker.take_done()) is not None:
             for kind, line in slot.notes:
                 self.demotions += kind == "demoted"
-                self._tell(kind, line, key=line if kind == "input" else None)
+                self._tell(kind, line, key=line.partition(":")[0] if kind == "input" else None)
             slot.notes.clear()
             slot.finished = True
             self.failure = slot.error

@@ -8,7 +8,14 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from topcoat.runtime._errors import BackendError, FrameError, PassError, TopcoatError
-from topcoat.runtime.render_pass._engines import Roster, Source, close_all, load_seat, one_line
+from topcoat.runtime.render_pass._engines import (
+    Roster,
+    Source,
+    close_all,
+    load_seat,
+    one_line,
+    without_frames,
+)
 from topcoat.runtime.render_pass._preparation import (
     Preparation,
     lower_priority,
@@ -201,7 +208,7 @@ class Loader:
             policy = self._policy
             self._wait_s = min(policy.retry_max_s, max(policy.retry_s, 2 * self._wait_s))
             self._again_at = self._clock.now() + self._wait_s
-            known = _known(error)
+            known = _known(without_frames(error))
             preparation.settle()
             self._tell("failed", f"{source.name} cannot be run: {one_line(known)}", once=True)
             preparation.end("failed", known)
@@ -235,7 +242,7 @@ class Loader:
             if preparation.cancelled:
                 preparation.end("cancelled")
                 return
-            known = _known(error)
+            known = _known(without_frames(error))
             self._tell("failed", f"{source.name} cannot take over: {one_line(known)}")
             preparation.end("failed", known)
             return
@@ -296,6 +303,7 @@ class Loader:
                 if line is not None:
                     self.demotions += 1
                     self._tell("demoted", line)
+                without_frames(error)
                 continue
             finally:
                 seat.warming = False

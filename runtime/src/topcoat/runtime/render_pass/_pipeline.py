@@ -19,6 +19,7 @@ from topcoat.runtime.render_pass._engines import (
     close_all,
     load_seat,
     one_line,
+    without_frames,
 )
 from topcoat.runtime.render_pass._guard import ResultGuard
 from topcoat.runtime.render_pass._motion_check import check_depth, check_motion
@@ -97,6 +98,8 @@ class Pipeline:
         self._abandoned = abandoned
         self._sizes: OrderedDict[tuple[int, int, int], _Size] = OrderedDict()
         self._used: Roster | None = None
+        self._suspected: set[str] = set()
+        """What checks of motion and depth have found, without its numbers."""
         self._next: dict[str | None, Roster] | None = None
         self._lock = threading.Lock()  # of rosters and _next
         self.seat: Seat | None = None
@@ -152,10 +155,12 @@ class Pipeline:
         try:
             self._work(slot)
         except TopcoatError as error:
+            without_frames(error)
             slot.error = error
         # Of an engine or a number nobody thought of, and what derives from BaseException alone: a
         # library's panic, or its sys.exit(). Nothing that the user presses comes to this thread.
         except BaseException as error:
+            without_frames(error)
             slot.error = BackendError(f"{type(error).__name__}: {one_line(error)}")
         slot.work = (self._clock.now() - begin) * 1e3
 
@@ -289,6 +294,7 @@ class Pipeline:
                     seat.close()  # it is loaded anew when it is tried again
                 if not trial and shape not in seat.unfit:
                     raise
+                without_frames(error)
                 continue
             finally:
                 self.seat = None
@@ -353,7 +359,10 @@ class Pipeline:
         return size.enlarged_mask
 
     def _check(self, slot: Slot, size: _Size) -> None:
-        """Compare motion and depth with the pictures every so often; tell what looks wrong."""
+        """Compare motion and depth with the pictures every so often; tell what looks wrong.
+
+        Not before a second check has found the same: one pair of pictures may mislead.
+        """
         if not self._policy.check_every:
             return
         fits = slot.has_motion and slot.base == size.history_of and not slot.reset
@@ -363,7 +372,10 @@ class Pipeline:
             if line is None and slot.has_depth and slot.depth is not None:
                 line = check_depth(slot.depth, slot.motion, True)  # nearness is reversed z
             if line is not None:
-                slot.notes.append(("input", line))
+                kind = line.partition(":")[0]
+                if kind in self._suspected:
+                    slot.notes.append(("input", line))
+                self._suspected.add(kind)
         # Of the frame before a check alone, which is when it is needed.
         size.has_previous = False
         if (slot.sequence + 1) % self._policy.check_every == 0 and slot.has_motion:

@@ -83,6 +83,8 @@ class Slot:
     generation: int = 0
     """Of the pass's layout; slots of former ones are thrown away."""
     index: int = 0
+    exposure: float = 1.0
+    """Of the frame's layout."""
     level: int = 0
     settings: Settings = field(default_factory=Settings)
 
@@ -143,6 +145,9 @@ class Worker:
         """Sequence number of the latest frame that was begun."""
         self.ended = threading.Event()
         """Set when the thread has come to its end."""
+
+    def start(self) -> None:
+        """Begin with what is queued: the work may ask for the worker, which is there now."""
         start(self._loop, "pass", self.ask_to_stop)
 
     def put(self, slot: Slot) -> None:
@@ -273,4 +278,9 @@ class Worker:
                     self._done.append(slot)
                 self._condition.notify_all()
             del slot  # an idle thread keeps no picture
+        self._work = _nothing  # else the two keep each other, and all buffers, alive for a while
         self.ended.set()
+
+
+def _nothing(slot: Slot) -> None:
+    """Work of a thread that has ended."""
