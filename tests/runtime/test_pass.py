@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,7 @@ import pytest
 from tests.runtime.fake_pass import FakeClock, Script, ScriptedSource, picture, styled
 from topcoat.runtime import FrameError, PassClosedError, PassError
 from topcoat.runtime.render_pass import (
+    Depth,
     Event,
     Layout,
     Level,
@@ -23,6 +25,9 @@ from topcoat.runtime.render_pass import (
     Result,
     Status,
 )
+from topcoat.runtime.stability import Scene
+
+CameraMove = Literal["static", "pan", "tilt", "truck", "pedestal", "dolly", "walk"]
 
 MakePass = Callable[..., Pass]
 
@@ -154,7 +159,7 @@ def test_nothing_is_moved_across_a_camera_cut(make: MakePass, clock: FakeClock) 
             RenderFrame(color=picture(number), motion=motion, reset=number == 2)
         )
         clock.advance(0.016)
-    assert result.status is Status.REUSED
+    assert result.status is Status.PASSTHROUGH  # what was made shows what is not there any more
 
 
 def test_a_sync_pass_gives_every_frame_its_own_result(make: MakePass, clock: FakeClock) -> None:
@@ -630,6 +635,7 @@ def test_a_program_that_ends_while_an_engine_loads_waits_for_it(
     program = """
 import sys, time
 from pathlib import Path
+from typing import Any, Literal
 from topcoat.runtime.bundle import SizeRule
 from topcoat.runtime.render_pass import Pass
 
@@ -647,3 +653,289 @@ Pass(Slow()).prepare()
     done = run_python("-c", program, str(marker))
     assert done.returncode == 0, done.stderr
     assert marker.read_text() == "came back"
+
+
+@pytest.mark.parametrize(
+    ("camera", "motion_scale", "inverted", "told"),
+    [
+        ("walk", (1, 1), False, None),
+        ("walk", (-1, -1), False, "motion vectors look negated"),
+        ("walk", (1, -1), False, "motion vectors look upside down"),
+        ("truck", (1, 1), True, "depth looks inverted"),
+    ],
+)
+def test_motion_and_depth_that_the_pictures_contradict_are_told_in_one_line(
+    make: MakePass,
+    clock: FakeClock,
+    camera: CameraMove,
+    motion_scale: tuple[float, float],
+    inverted: bool,
+    told: str | None,
+) -> None:
+    events: list[Event] = []
+    subject = make(Script(clock), on_event=events.append, policy=Policy(check_every=2))
+    scene = Scene(camera=camera, speed=2.0)
+    for number in range(1, 9):
+        view = scene.render(number, 320, 180)
+        near = np.float32(0.1) / view.depth  # reversed z
+        frame = RenderFrame(
+            color=view.colour,
+            motion=Motion(data=view.motion, scale=motion_scale),
+            depth=Depth(data=near, inverted=not inverted),
+        )
+        assert subject.present(frame).image.shape == (180, 320, 3)
+        clock.advance(0.01)
+    lines = [event.text for event in events if event.kind == "input"]
+    assert len(lines) == (told is not None)
+    assert told is None or lines[0].startswith(told)
+
+
+def test_a_result_that_is_too_old_is_not_shown_although_it_is_new(
+    make: MakePass, clock: FakeClock
+) -> None:
+    subject = make(Script(clock, [0.3]), policy=Policy(max_age=4))
+    seen = []
+    for seed in range(60):
+        seen.append(subject.present(picture(seed)))
+        clock.advance(0.016)
+    assert {one.status for one in seen} == {Status.PASSTHROUGH}
+    assert any("frames old, and max_age 4" in one.reason for one in seen)
+
+
+def test_a_moved_picture_has_the_alpha_of_the_present_frame(
+    make: MakePass, clock: FakeClock
+) -> None:
+    subject = make(Script(clock, [0.001, 10.0]), policy=Policy(hang_ms=60_000))
+    still = picture(channels=4)
+    moves = np.zeros((24, 32, 2), np.float32)
+    moves[..., 0] = -2
+    for number in range(3):
+        color = np.roll(still, 2 * number, axis=1)
+        result = subject.present(
+            RenderFrame(color=color, layout=Layout(format="rgba8"), motion=Motion(data=moves))
+        )
+        clock.advance(0.016)
+    assert result.status is Status.WARPED
+    assert np.array_equal(result.image[..., 3], color[..., 3])
+    assert np.array_equal(result.image[:, 4:, :3], styled(color[..., :3])[:, 4:])
+
+
+def test_a_picture_of_the_pass_cannot_be_drawn_into(make: MakePass, clock: FakeClock) -> None:
+    subject = make(Script(clock), mode="sync")
+    image = subject.present(picture()).image
+    with pytest.raises(ValueError, match="read-only"):
+        image[0, 0] = 0  # it would be in the picture when that is shown again
+
+
+def test_a_result_is_decoded_with_the_exposure_of_its_own_frame(
+    make: MakePass, clock: FakeClock
+) -> None:
+    subject = make(Script(clock, shift=0))
+    light = np.full((24, 32, 3), 0.1, np.float32)
+    for exposure in (1.0, 4.0, 0.5, 2.0):
+        layout = Layout(format="rgb32f", color_space="linear", exposure=exposure)
+        result = subject.present(RenderFrame(color=light, layout=layout))
+        assert np.allclose(result.image, 0.1, rtol=0.03)
+        clock.advance(0.016)
+    assert result.status is Status.FRESH
+
+
+@pytest.mark.parametrize("off", [1, 3, 100])
+def test_after_strength_zero_nothing_older_is_shown(
+    make: MakePass, clock: FakeClock, off: int
+) -> None:
+    subject = make(Script(clock, [0.010]))
+    for seed in range(12 + off):
+        subject.set(strength=0 if 4 <= seed < 4 + off else 1)
+        result = subject.present(picture(seed))
+        if seed >= 4 + off:
+            assert result.index >= 4 + off
+        clock.advance(0.004)
+    assert result.status is Status.REUSED or result.status is Status.FRESH
+
+
+def test_frames_that_were_left_out_break_the_chain_of_motion_and_are_told_once(
+    make: MakePass, clock: FakeClock
+) -> None:
+    events: list[Event] = []
+    script = Script(clock, [0.001, 10.0])
+    subject = make(script, policy=Policy(hang_ms=60_000), on_event=events.append)
+    motion = Motion(data=np.zeros((24, 32, 2), np.float32))
+    seen = []
+    for index in (0, 1, 2, 6, 9):
+        seen.append(subject.present(RenderFrame(color=picture(), motion=motion, index=index)))
+        clock.advance(0.016)
+    assert [one.status.name for one in seen[2:]] == ["WARPED", "REUSED", "REUSED"]
+    told = [event.text for event in events if event.kind == "input"]
+    assert len(told) == 1
+    assert "from 2 to 6" in told[0]
+
+
+def test_frames_of_two_pitches_in_turns_are_styled_like_others(
+    make: MakePass, clock: FakeClock
+) -> None:
+    subject = make(Script(clock))
+    padded = np.zeros((24, 40, 3), np.uint8)
+    seen = []
+    for seed in range(12):
+        color = picture(seed)
+        if seed % 2:
+            padded[:, :32] = color
+            color = padded[:, :32]
+        seen.append(subject.present(color))
+        clock.advance(0.01)
+    assert {one.status for one in seen[1:]} == {Status.FRESH}
+    assert np.array_equal(seen[-1].image, styled(picture(10)))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"motion": np.zeros((24, 32, 2), np.float32)},
+        {"motion": {}},
+        {"motion": Motion(data=np.zeros((24, 32, 2), np.float32), scale=3.0)},  # type: ignore[arg-type]
+        {"motion": Motion(data=np.zeros((24, 32, 2), np.float32), scale=("a", "b"))},  # type: ignore[arg-type]
+        {"depth": np.zeros((24, 32), np.float32)},
+        {"depth": [1.0]},
+        {"mask": "all"},
+        {"mask": np.zeros((24, 31), np.uint8)},
+    ],
+)
+def test_side_inputs_that_are_none_cost_no_picture_and_are_told_once(
+    make: MakePass, clock: FakeClock, wrong: dict[str, Any]
+) -> None:
+    events: list[Event] = []
+    subject = make(Script(clock), mode="sync", on_event=events.append)
+    subject.set(stabilise=0.5)
+    for seed in range(4):
+        result = subject.present(RenderFrame(color=picture(seed), **wrong))
+        assert result.status is Status.FRESH
+    assert [event.kind for event in events] == ["ready", "input"]
+
+
+def test_side_inputs_of_changing_wrong_sizes_are_told_once(
+    make: MakePass, clock: FakeClock
+) -> None:
+    events: list[Event] = []
+    subject = make(Script(clock), on_event=events.append)
+    for rows in range(100, 400):
+        motion = Motion(data=np.zeros((rows, 7, 2), np.float32))
+        subject.present(RenderFrame(color=picture(), motion=motion))
+    assert len([event for event in events if event.kind == "input"]) == 1
+
+
+@pytest.mark.parametrize("values", [3e38, 1e-42, np.inf, np.nan])
+def test_hostile_motion_obeys_no_error_state_of_the_application(
+    make: MakePass, clock: FakeClock, values: float
+) -> None:
+    subject = make(Script(clock, [0.001, 10.0]), policy=Policy(hang_ms=60_000))
+    subject.set(stabilise=0.5)
+    motion = Motion(data=np.full((24, 32, 2), values, np.float32), scale=(32, 24))
+    with np.errstate(all="raise"):
+        for seed in range(4):
+            result = subject.present(RenderFrame(color=picture(seed), motion=motion))
+            assert result.image.shape == (24, 32, 3)
+            clock.advance(0.016)
+
+
+def test_a_refused_frame_is_not_counted(make: MakePass, clock: FakeClock) -> None:
+    events: list[Event] = []
+    subject = make(Script(clock), on_event=events.append)
+    for index in range(3):
+        frame = RenderFrame(color=picture(index), index=index)
+        with pytest.raises(FrameError):
+            subject.present(frame, np.empty((1, 1, 3), np.uint8))
+        result = subject.present(frame)
+        clock.advance(0.01)
+    assert (result.status, result.index, result.age_frames) == (Status.FRESH, 1, 1)
+    assert [event.kind for event in events] == ["ready"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [({"layout": "rgb8"}, "wanted Layout"), ({"index": "3"}, "index"), ({"index": 1.5}, "index")],
+)
+def test_a_layout_or_index_that_is_none_is_refused(
+    make: MakePass, clock: FakeClock, wrong: dict[str, Any], told: str
+) -> None:
+    subject = make(Script(clock))
+    with pytest.raises(FrameError, match=told):
+        subject.present(RenderFrame(color=picture(), **wrong))
+
+
+def test_file_mode_gives_frames_that_were_not_run_in_their_turn(
+    make: MakePass, clock: FakeClock
+) -> None:
+    subject = make(Script(clock, [0.01]), mode="file")
+    assert subject.submit(picture(0))
+    subject.set(strength=0)
+    assert not subject.submit(picture(1))
+    subject.set(strength=1)
+    assert subject.submit(picture(2))
+    seen = []
+    while (result := subject.collect()) is not None:
+        seen.append((result.index, result.status.name, result.image.copy()))
+    assert [one[:2] for one in seen] == [(0, "FRESH"), (1, "PASSTHROUGH"), (2, "FRESH")]
+    assert np.array_equal(seen[1][2], picture(1))
+
+
+def test_what_fails_in_file_mode_is_the_application_s_own_pixels(
+    make: MakePass, clock: FakeClock
+) -> None:
+    subject = make(Script(clock, [ValueError("broken")]), mode="file")
+    light = np.linspace(0, 3.5, 24 * 32 * 3, dtype=np.float32).reshape(24, 32, 3)
+    subject.submit(RenderFrame(color=light, layout=Layout(format="rgb32f", color_space="linear")))
+    result = subject.collect()
+    assert result is not None
+    assert result.status is Status.PASSTHROUGH
+    assert np.array_equal(result.image, light)
+
+
+def test_submit_and_collect_give_new_results_alone_in_live_mode(
+    make: MakePass, clock: FakeClock
+) -> None:
+    script = Script(clock, [0.005])
+    subject = make(script)
+    assert subject.collect() is None
+    seen = []
+    for seed in range(4):
+        subject.submit(RenderFrame(color=picture(seed), index=seed))
+        clock.advance(0.006)
+        result = subject.collect()
+        assert result is not None
+        seen.append((result.index, result.age_frames))
+        assert subject.collect(wait=False) is None
+    assert seen == [(0, 0), (1, 0), (2, 0), (3, 0)]
+
+
+def test_present_of_a_submitted_frame_only_delivers(make: MakePass, clock: FakeClock) -> None:
+    events: list[Event] = []
+    script = Script(clock, [0.005])
+    subject = make(script, on_event=events.append)
+    for seed in range(4):
+        frame = RenderFrame(color=picture(seed), index=seed)
+        subject.submit(frame)
+        clock.advance(0.006)
+        result = subject.present(frame)
+        assert (result.status, result.index, result.age_frames) == (Status.FRESH, seed, 0)
+    assert script.runs == 4
+    assert [event.kind for event in events] == ["ready"]
+
+
+def test_debug_views_show_input_motion_and_history(make: MakePass, clock: FakeClock) -> None:
+    subject = make(Script(clock))
+    for what in ("input", "motion", "history"):
+        with pytest.raises(PassError, match="no frame has come"):
+            subject.debug_view(what)
+    subject.set(stabilise=1)
+    moves = np.zeros((24, 32, 2), np.float32)
+    moves[..., 0] = -16
+    for _ in range(3):
+        subject.present(RenderFrame(color=picture(), motion=Motion(data=moves)))
+        clock.advance(0.01)
+    assert np.array_equal(subject.debug_view("input"), picture())
+    red = subject.debug_view("motion")
+    assert (red == (255, 0, 0)).all()
+    assert subject.debug_view("history").shape == (24, 32, 3)
+    with pytest.raises(PassError, match="wanted input"):
+        subject.debug_view("depth")  # type: ignore[arg-type]

@@ -5,8 +5,43 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from topcoat.runtime._errors import PassError
+from topcoat.runtime.render_pass._inputs import Inputs
+from topcoat.runtime.render_pass._pipeline import Pipeline
+from topcoat.runtime.render_pass._worker import Slot
+
 LONGEST = 16.0
 """Motion of so many pixels, and more, is drawn at full brightness."""
+
+
+def debug_view(
+    what: str, inputs: Inputs, shown: Slot | None, pipeline: Pipeline | None
+) -> NDArray[np.uint8]:
+    """Return a picture; see :meth:`Pass.debug_view`.
+
+    Raises:
+        PassError: there is none yet, or no such one.
+    """
+    if what == "input":
+        if shown is not None and shown.source is shown.own_input and shown.loaded:
+            return shown.own_input.copy()
+        if shown is not None:
+            raise PassError(
+                "the input was read in the application's own memory, and nothing was kept of it;"
+                " look at the frame that was presented"
+            )
+    elif what == "motion":
+        motions = inputs.motions
+        field = None if motions is None else motions.latest(inputs.sequence)
+        if field is not None:
+            return motion_picture(field)
+    elif what == "history":
+        weight = None if pipeline is None else pipeline.history_weight
+        if weight is not None:
+            return weight_picture(weight)
+    else:
+        raise PassError(f"debug_view of {what!r}, wanted input, motion or history")
+    raise PassError(f"no frame has come yet of which the {what} could be shown")
 
 
 def motion_picture(field: NDArray[np.float32]) -> NDArray[np.uint8]:

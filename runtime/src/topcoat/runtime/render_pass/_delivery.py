@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +13,8 @@ from numpy.typing import NDArray
 from topcoat.runtime.render_pass._engines import failed_because
 from topcoat.runtime.render_pass._frame import RenderFrame
 from topcoat.runtime.render_pass._inputs import Inputs
+from topcoat.runtime.render_pass._layout import Layout
 from topcoat.runtime.render_pass._pixels import PixelPlan
-from topcoat.runtime.render_pass._resample import replicate
 from topcoat.runtime.render_pass._types import Policy, Result, Status, Timings
 from topcoat.runtime.render_pass._warp import Warper
 from topcoat.runtime.render_pass._worker import Clock, Slot
@@ -38,6 +39,7 @@ class Delivery:
         policy: of the pass.
         clock: of the pass.
         inputs: of the pass.
+        budget_ms: of the pass; a result is not moved where that would take half of it.
         release: takes back a slot that is not shown any more.
     """
 
@@ -47,19 +49,24 @@ class Delivery:
         policy: Policy,
         clock: Clock,
         inputs: Inputs,
+        budget_ms: float | None,
         release: Callable[[Slot], None],
     ) -> None:
         self._scale = scale
         self._policy = policy
         self._clock = clock
         self._inputs = inputs
+        self._budget_ms = budget_ms
         self._release = release
         self._shown: Slot | None = None
         self._before: Slot | None = None
+        self._layout: Layout | None = None
         self._outs: list[NDArray[Any]] = []
         self._warper: Warper | None = None
         self._way: NDArray[np.float32] | None = None
         self._warped: list[NDArray[np.uint8]] = []
+        self._move_ms = 0.0
+        """What moving a result takes, lately."""
         self._frame_is_result = False
         self.store_bytes = 0
         """Copied for each result that is not handed out where it lies."""
@@ -69,9 +76,18 @@ class Delivery:
         """The slot whose result was shown last, or is to be."""
         return self._shown
 
-    def use(self, plan: PixelPlan) -> None:
-        """Deliver in this plan's layout from now on."""
-        self.forget()
+    def use(self, plan: PixelPlan, *, keep: bool) -> None:
+        """Deliver in this plan's layout from now on.
+
+        Args:
+            plan: of the layout and size.
+            keep: what is shown can be delivered by it, too.
+        """
+        if not keep:
+            self.forget()
+        elif plan.layout != self._layout:
+            self._outs = []
+        self._layout = plan.layout
         self.store_bytes = sum(copy.bytes for copy in plan.store_copies(self._scale))
         # An extent is cut out, and alpha that the layout drops is opaque in a result.
         self._frame_is_result = (
@@ -86,6 +102,14 @@ class Delivery:
         self._outs = []
         self._warper = self._way = None
         self._warped = []
+        self._move_ms = 0.0
+
+    def hide(self) -> None:
+        """Show no result again that was shown so far."""
+        for slot in (self._shown, self._before):
+            if slot is not None:
+                self._release(slot)
+        self._shown = self._before = None
 
     def show(self, slot: Slot) -> None:
         """Make a finished frame the one to be shown; the one before it holds for one more call."""
@@ -106,22 +130,33 @@ class Delivery:
             reason: why there is nothing new, if so.
         """
         shown, policy = self._shown, self._policy
-        age = 0 if shown is None else self._inputs.sequence - shown.sequence
-        if shown is None or (
-            not new and (age > policy.max_age or policy.late in ("passthrough", "wait"))
+        if shown is None:
+            return self.passed_through(frame, plan, call, reason)
+        age = self._inputs.sequence - shown.sequence
+        if age > policy.max_age:
+            if new:
+                reason = f"the newest result is {age} frames old, and max_age {policy.max_age}"
+            return self.passed_through(frame, plan, call, reason)
+        # After a cut an older result shows what is not there any more.
+        if not new and (
+            policy.late in ("passthrough", "wait") or self._inputs.cut_at > shown.sequence
         ):
             return self.passed_through(frame, plan, call, reason)
         start = self._clock.now()
-        picture, warped = shown.result, False
+        picture, color = shown.result, frame.color if shown.color is None else shown.color
+        moved = None
         if age and (policy.align or (not new and policy.late == "warp")):
-            moved = self._move(shown)
-            if moved is not None:
-                picture, warped = moved, True
+            moved = self._move(shown, call)
+        if moved is not None:
+            # What was moved lies where the present frame has it, and so does that frame's alpha.
+            picture, color = moved, frame.color
         if new:
             status, reason = self._quality(shown)
+            if moved is not None:
+                reason = reason or "moved to this frame by its motion vectors"
         else:
-            status = Status.WARPED if warped else Status.REUSED
-        image = self._store(picture, shown, frame.color, plan, call)
+            status = Status.REUSED if moved is None else Status.WARPED
+        image = self._store(picture, shown, color, plan, call)
         timings = self._timings(call, start, shown if new else None)
         return Result(image, status, age, shown.index, shown.engine, reason, timings, shown.level)
 
@@ -136,31 +171,34 @@ class Delivery:
         """
         start = self._clock.now()
         age = self._inputs.sequence - slot.sequence
-        if slot.error is None:
+        if slot.error is None and not slot.skipped:
             color = slot.color if frame is None else frame.color
             image = self._store(slot.result, slot, color, plan, call)
             status, reason = self._quality(slot)
             engine = slot.engine
         else:
-            reason = failed_because(slot.error)
+            reason = slot.skipped if slot.error is None else failed_because(slot.error)
             if frame is not None:
                 self._release(slot)
                 return self.passed_through(frame, plan, call, reason)
             image = self._out(plan) if call.out is None else call.out
-            if slot.color is not None:
-                plan.copy(slot.color, image, self._scale)
-            else:
-                # The frame as the network was given it; the application's own pixels are gone.
-                source = slot.own_input
-                if self._scale > 1:
-                    # Not into slot.result: a thread that was given up may still write there.
-                    source = np.empty_like(slot.result)
-                    replicate(slot.own_input, self._scale, source)
-                plan.store(source, None, image)
+            assert slot.color is not None  # kept for this
+            plan.copy(slot.color, image, self._scale)
             status, engine = Status.PASSTHROUGH, ""
         self.show(slot)
         timings = self._timings(call, start, slot)
         return Result(image, status, age, slot.index, engine, reason, timings, slot.level)
+
+    def newest(self, plan: PixelPlan, call: Call) -> Result:
+        """Return the result that is to be shown, for an application that presents by itself."""
+        shown = self._shown
+        assert shown is not None
+        start = self._clock.now()
+        age = self._inputs.sequence - shown.sequence
+        image = self._store(shown.result, shown, shown.color, plan, call)
+        status, reason = self._quality(shown)
+        timings = self._timings(call, start, shown)
+        return Result(image, status, age, shown.index, shown.engine, reason, timings, shown.level)
 
     def _quality(self, slot: Slot) -> tuple[Status, str]:
         """Return the status of a new result, and why it is no better."""
@@ -198,8 +236,22 @@ class Delivery:
             slot.work,
         )
 
-    def _move(self, shown: Slot) -> NDArray[np.uint8] | None:
-        """Return a result moved to where things are in the present frame, or None if unknown."""
+    def _move(self, shown: Slot, call: Call) -> NDArray[np.uint8] | None:
+        """Return a result moved to where things are in the present frame.
+
+        None if that is unknown, or would take so long that the call came too late itself.
+        """
+        if self._budget_ms is not None:
+            spent = (self._clock.now() - call.began) * 1e3
+            if spent + self._move_ms > self._budget_ms / 2:
+                self._move_ms *= 0.98  # a busy moment is no verdict for ever
+                return None
+        begin = self._clock.now()
+        moved = self._moved(shown)
+        self._move_ms += 0.25 * ((self._clock.now() - begin) * 1e3 - self._move_ms)
+        return moved
+
+    def _moved(self, shown: Slot) -> NDArray[np.uint8] | None:
         motions, sequence = self._inputs.motions, self._inputs.sequence
         if motions is None or self._scale != 1 or self._inputs.cut_at > shown.sequence:
             return None
@@ -230,9 +282,18 @@ class Delivery:
         out = call.out
         if out is None:
             if plan.is_native:
-                return picture
+                # It may be shown again, so nobody draws into it.
+                view = picture.view()
+                view.flags.writeable = False
+                return view
             out = self._out(plan)
-        plan.store(picture, color if slot.color is None else slot.color, out)
+        present = plan.layout
+        if slot.exposure != present.exposure:
+            # Light is what it was in the result's own frame.
+            plan.adopt(dataclasses.replace(present, exposure=slot.exposure))
+        plan.store(picture, color, out)
+        if slot.exposure != present.exposure:
+            plan.adopt(present)
         call.copied += self.store_bytes
         return out
 

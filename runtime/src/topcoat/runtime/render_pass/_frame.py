@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -84,19 +85,14 @@ class SideInputs:
         self._bottom_up = bottom_up
         self._coarse: FieldOf | None = None
 
-    def load_motion(self, motion: Motion, out: FieldOf) -> str | None:
+    def load_motion(self, motion: Motion, out: FieldOf) -> None:
         """Write the motion in pixels, to-previous, y down, first row on top.
 
         Args:
-            motion: of the application.
+            motion: with which :meth:`motion_problem` finds nothing wrong.
             out: (H, W, 2) float32.
-
-        Returns:
-            None, or why it cannot be used; ``out`` is then undefined.
         """
         data = motion.data
-        if problem := self._motion_problem(motion):
-            return problem
         rows, columns = data.shape[:2]
         target = out
         if (rows, columns) != (self._height, self._width):
@@ -106,16 +102,18 @@ class SideInputs:
         sign = 1.0 if motion.direction == "to-previous" else -1.0
         y_up = self._bottom_up if motion.y is None else motion.y == "up"
         source = data[::-1] if self._bottom_up else data
-        for axis, factor in ((0, sign), (1, -sign if y_up else sign)):
-            np.multiply(
-                source[..., axis],
-                np.float32(motion.scale[axis] * factor),
-                out=target[..., axis],
-                dtype=np.float32,
-            )
+        # Huge and tiny vectors are looked at where they are used, whatever the application's own
+        # settings for such numbers are.
+        with np.errstate(all="ignore"):
+            for axis, factor in ((0, sign), (1, -sign if y_up else sign)):
+                np.multiply(
+                    source[..., axis],
+                    np.float32(motion.scale[axis] * factor),
+                    out=target[..., axis],
+                    dtype=np.float32,
+                )
         if target is not out:
             expand(target, out)
-        return None
 
     def load_depth(self, depth: Depth, out: FieldOf) -> str | None:
         """Write nearness: greater is nearer, and its ratios mean ratios of distance.
@@ -127,18 +125,18 @@ class SideInputs:
         Returns:
             None, or why it cannot be used; ``out`` is then undefined.
         """
-        data = depth.data
         if problem := self._depth_problem(depth):
             return problem
+        data = depth.data
         flat = data[..., 0] if data.ndim == 3 else data
         source = flat[::-1] if self._bottom_up else flat
-        if depth.linear:
-            with np.errstate(divide="ignore", invalid="ignore"):
+        with np.errstate(all="ignore"):
+            if depth.linear:
                 np.divide(np.float32(1.0), source, out=out, dtype=np.float32)
-        elif depth.inverted:
-            np.copyto(out, source)
-        else:
-            np.subtract(np.float32(1.0), source, out=out, dtype=np.float32)
+            elif depth.inverted:
+                np.copyto(out, source)
+            else:
+                np.subtract(np.float32(1.0), source, out=out, dtype=np.float32)
         return None
 
     def load_mask(self, mask: object, out: NDArray[np.uint8]) -> str | None:
@@ -152,7 +150,12 @@ class SideInputs:
         np.copyto(out, mask[::-1] if self._bottom_up else mask)
         return None
 
-    def _motion_problem(self, motion: Motion) -> str | None:
+    def motion_problem(self, motion: object) -> str | None:
+        """Return why a frame's motion cannot be used, or None."""
+        if not isinstance(motion, Motion):
+            return (
+                f"motion is {type(motion).__name__}, wanted Motion(data=array); frames go without"
+            )
         data = motion.data
         if not isinstance(data, np.ndarray) or data.dtype not in (np.float16, np.float32):
             came = f"dtype {data.dtype}" if isinstance(data, np.ndarray) else type(data).__name__
@@ -183,14 +186,16 @@ class SideInputs:
             )
         if motion.y not in (None, "up", "down"):
             return f"motion y is {motion.y!r}, wanted up, down or None; frames go without it"
-        if len(motion.scale) != 2 or not all(np.isfinite(motion.scale)) or 0 in motion.scale:
+        if not _is_scale(motion.scale):
             return (
                 f"motion scale is {motion.scale}, wanted two numbers other than 0 that make pixels"
                 " of the vectors; frames go without it"
             )
         return None
 
-    def _depth_problem(self, depth: Depth) -> str | None:
+    def _depth_problem(self, depth: object) -> str | None:
+        if not isinstance(depth, Depth):
+            return f"depth is {type(depth).__name__}, wanted Depth(data=array); frames go without"
         data = depth.data
         if not isinstance(data, np.ndarray) or data.dtype not in (np.float16, np.float32):
             came = f"dtype {data.dtype}" if isinstance(data, np.ndarray) else type(data).__name__
@@ -205,3 +210,12 @@ class SideInputs:
                 " as the picture; frames go without it"
             )
         return None
+
+
+def _is_scale(scale: object) -> bool:
+    """Whether it is two finite numbers other than 0."""
+    try:
+        numbers = [float(value) for value in scale]  # type: ignore[attr-defined]
+    except (TypeError, ValueError):
+        return False
+    return len(numbers) == 2 and all(math.isfinite(one) and one != 0 for one in numbers)

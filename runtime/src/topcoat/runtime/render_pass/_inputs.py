@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from topcoat.runtime._errors import FrameError
 from topcoat.runtime.render_pass._frame import RenderFrame, SideInputs
 from topcoat.runtime.render_pass._layout import Layout
 from topcoat.runtime.render_pass._motion_history import MotionHistory
@@ -20,17 +21,23 @@ class Inputs:
 
     Args:
         policy: of the pass.
-        tell: ``tell(kind, text, key=...)`` tells a line once per key.
+        keeps_color: every frame's own pixels are kept, to be passed through later.
+        tell: ``tell(kind, text, once=True)`` tells a line once.
     """
 
-    def __init__(self, policy: Policy, tell: Callable[..., None]) -> None:
+    def __init__(
+        self, policy: Policy, tell: Callable[..., None], *, keeps_color: bool = False
+    ) -> None:
         self._policy = policy
+        self._keeps_color = keeps_color
         self._tell = tell
         self._plan: PixelPlan | None = None
+        self._spare: PixelPlan | None = None
         self._layout: Layout | None = None
         self._side: SideInputs | None = None
         self._motions: MotionHistory | None = None
         self._reset_next = True
+        self._follows = False
         self.load_bytes = 0
         """Copied for each frame that is not read where it lies."""
         self.sequence = -1
@@ -72,28 +79,63 @@ class Inputs:
             if plan.adopt(frame.layout):  # another exposure
                 self._layout = frame.layout
                 return None
+        spare = self._spare
+        # Two arrays of different pitch in turns, as cameras and swap chains give them.
+        if spare is not None and spare.accepts(frame.color) and spare.layout == frame.layout:
+            return spare
+        if not isinstance(frame.layout, Layout):
+            raise FrameError(
+                f"layout is {frame.layout!r}, wanted Layout(...); pass"
+                ' Layout(format="rgba8") or the like'
+            )
         return PixelPlan.of(frame.layout, frame.color)
+
+    def is_alike(self, plan: PixelPlan) -> bool:
+        """Whether results made so far can be delivered by this plan, too."""
+        old = self._plan
+        if old is None or (old.height, old.width) != (plan.height, plan.width):
+            return False
+        return plan.layout == old.layout or not (
+            plan.needs_color or old.needs_color or self._keeps_color
+        )
 
     def use(self, plan: PixelPlan) -> None:
         """Take frames of this plan from now on."""
-        old, self._plan, self._layout = self._plan, plan, plan.layout
+        alike = self.is_alike(plan)
+        if alike and plan.layout == self._layout:
+            self._spare, self._plan = self._plan, plan
+            return
+        self._plan, self._layout, self._spare = plan, plan.layout, None
         self._side = SideInputs(
             plan.height, plan.width, bottom_up=plan.layout.origin == "bottom-left"
         )
         self.load_bytes = sum(copy.bytes for copy in plan.load_copies)
-        self._reset_next = True
-        if old is None or (old.height, old.width) != (plan.height, plan.width):
-            self._motions = None
+        self._motions = None  # its rows may be the other way round
+        if not alike:
+            self._reset_next = True
+
+    @staticmethod
+    def check_index(index: object) -> None:
+        """Refuse what is no number of a frame.
+
+        Raises:
+            FrameError: it is none.
+        """
+        if index is not None and (isinstance(index, bool) or not hasattr(index, "__index__")):
+            raise FrameError(
+                f"the frame's index is {index!r}, wanted a whole number, one more than the last, or"
+                " None"
+            )
 
     def begin(self, frame: RenderFrame) -> None:
         """Count a frame, and find out whether it follows the last one."""
-        self.count(frame.index, reset=frame.reset)
+        self.count(frame.index, reset=bool(frame.reset))
 
     def count(self, index: int | None, *, reset: bool = False) -> None:
         """Count a frame by its number; None: one more than the last."""
-        self.sequence += 1
         if index is None:
             index = self.index + 1
+        self.sequence += 1
         if reset:
             self._reset_next = True
         if index <= self.index and self.sequence > 0:
@@ -102,7 +144,16 @@ class Inputs:
                 "input",
                 f"the frame index went from {self.index} to {index}, wanted a greater one each"
                 " time; the history is dropped (pass reset=True where time jumps)",
-                key="index",
+                once=True,
+            )
+        self._follows = index == self.index + 1
+        if index > self.index + 1 and self.sequence > 0 and not self._reset_next:
+            self._tell(
+                "input",
+                f"the frame index went from {self.index} to {index}, wanted one more each time;"
+                " motion vectors of such a frame are left out, for they lead to one that was not"
+                " presented",
+                once=True,
             )
         self.index = index
         if self._reset_next:
@@ -110,19 +161,17 @@ class Inputs:
             self.cut_at = self.sequence
 
     def load_motion(self, frame: RenderFrame, settings: Settings) -> None:
-        """Bring the frame's motion into the pass's form, if anything is going to use it."""
+        """Keep the frame's motion, if anything may use it."""
         plan, side = self._plan, self._side
-        if frame.motion is None or plan is None or side is None:
+        if frame.motion is None or plan is None or side is None or not self._follows:
             return
         if settings.stabilise == 0 and self._policy.late != "warp" and not self._policy.align:
             return
         if self._motions is None:
-            self._motions = MotionHistory(plan.height, plan.width)
-        problem = side.load_motion(frame.motion, self._motions.field(self.sequence))
-        if problem is None:
-            self._motions.keep(self.sequence)
-        else:
-            self._tell("input", problem, key=problem)
+            self._motions = MotionHistory(plan.height, plan.width, side)
+        problem = self._motions.keep(self.sequence, frame.motion)
+        if problem is not None:
+            self._tell("input", problem, once=True)
 
     def fill(
         self, slot: Slot, frame: RenderFrame, settings: Settings, *, before: int, borrow: bool
@@ -142,12 +191,14 @@ class Inputs:
         copied = 0
         if borrow and plan.is_native:
             slot.source = frame.color
+            slot.loaded = False
         else:
             plan.load(frame.color, slot.own_input)
             slot.source = slot.own_input
+            slot.loaded = True
             copied += self.load_bytes
-        if plan.needs_color:
-            if slot.color is None:
+        if plan.needs_color or (self._keeps_color and not borrow):
+            if slot.color is None or slot.color.shape != frame.color.shape:
                 slot.color = np.empty_like(frame.color, order="C")
             np.copyto(slot.color, frame.color)
             copied += slot.color.nbytes
@@ -161,10 +212,23 @@ class Inputs:
         slot.reset = self.cut_at > before
         every = self._policy.check_every
         slot.check = every > 0 and self.sequence % every == 0
+        slot.exposure = plan.layout.exposure
         slot.settings = settings
         slot.sequence = self.sequence
         slot.index = self.index
         return copied
+
+    def skipped(self, frame: RenderFrame, scale: int, reason: str) -> Slot:
+        """Return a slot of a frame that is passed through in its turn."""
+        nothing = np.empty((0, 0, 3), np.uint8)
+        plan = self._plan
+        assert plan is not None
+        slot = Slot(plan.height, plan.width, scale, own_input=nothing, result=nothing)
+        slot.generation = -1  # it is not used again
+        slot.color = frame.color.copy()
+        slot.sequence, slot.index = self.sequence, self.index
+        slot.skipped, slot.finished = reason, True
+        return slot
 
     def _near_check(self) -> bool:
         """Whether this frame, or the one after it, has its motion looked at."""
@@ -186,7 +250,7 @@ class Inputs:
             slot.depth = np.empty((slot.height, slot.width), np.float32)
         problem = self._side.load_depth(frame.depth, slot.depth)
         if problem is not None:
-            self._tell("input", problem, key=problem)
+            self._tell("input", problem, once=True)
         return problem is None
 
     def _load_mask(self, mask: NDArray[np.uint8] | None, slot: Slot) -> bool:
@@ -196,5 +260,5 @@ class Inputs:
             slot.mask = np.empty((slot.height, slot.width), np.uint8)
         problem = self._side.load_mask(mask, slot.mask)
         if problem is not None:
-            self._tell("input", problem, key=problem)
+            self._tell("input", problem, once=True)
         return problem is None

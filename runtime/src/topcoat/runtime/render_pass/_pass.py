@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from topcoat.runtime._errors import PassClosedError, PassError, PassThreadError
 from topcoat.runtime.backends import default_threads
-from topcoat.runtime.render_pass._debug import motion_picture, weight_picture
+from topcoat.runtime.render_pass._composite import Blend
+from topcoat.runtime.render_pass._debug import debug_view
 from topcoat.runtime.render_pass._delivery import Call, Delivery
 from topcoat.runtime.render_pass._engines import (
     BundleSource,
@@ -31,11 +32,12 @@ from topcoat.runtime.render_pass._lane import Lane
 from topcoat.runtime.render_pass._loading import Loader, Rosters
 from topcoat.runtime.render_pass._pixels import Copy, PixelPlan
 from topcoat.runtime.render_pass._preparation import Preparation
+from topcoat.runtime.render_pass._settings import changed
 from topcoat.runtime.render_pass._stats import FrameLog, Stats
+from topcoat.runtime.render_pass._telling import Teller
 from topcoat.runtime.render_pass._types import (
     MODES,
     Event,
-    EventKind,
     Mode,
     Policy,
     Requirements,
@@ -95,7 +97,7 @@ class Pass:
             )
         self._mode = mode
         self._budget_ms = budget_ms
-        self._on_event = on_event
+        self._tell = Teller(lambda: self._loader.source.name, lambda: self._inputs.index, on_event)
         self._clock: Clock = MonotonicClock() if clock is None else clock
         self._scale = source.scale
         ladder = self._policy.ladder if budget_ms is not None else self._policy.ladder[:1]
@@ -103,21 +105,28 @@ class Pass:
             source, level_sources or {}, self._policy, ladder, self._clock, self._tell
         )
         self._governor = LadderGovernor(budget_ms, self._policy)
-        self._inputs = Inputs(self._policy, self._tell)
+        self._inputs = Inputs(self._policy, self._tell, keeps_color=mode == "file")
         self._lane = Lane(mode, self._scale, self._policy, self._clock, self._tell, self._observe)
         self._delivery = Delivery(
-            self._scale, self._policy, self._clock, self._inputs, self._lane.release
+            self._scale,
+            self._policy,
+            self._clock,
+            self._inputs,
+            budget_ms,
+            self._lane.release,
         )
         self._uncollected: list[Slot] = []
         self._settings = Settings()
+        self._settings_lock = threading.Lock()
         self._options: dict[str, Any] = {}
         self._entry = threading.Lock()
         self._closed = False
         self._unseen = False
         """What is to be shown has not been shown yet."""
+        self._submitted: int | None = None
+        """The number of the present frame, if it came by ``submit`` alone."""
         self._off_at = -1
         """The latest frame at strength 0, by its sequence."""
-        self._told: dict[str, None] = {}
         self._log = FrameLog()
         self._driver = driver
         self._device: DeviceFrames | None = None
@@ -379,10 +388,14 @@ class Pass:
             self._entry.release()
 
     def submit(self, frame: RenderFrame | NDArray[np.uint8]) -> bool:
-        """Give a frame to the network without waiting for anything but, in ``file`` mode, room.
+        """Give a frame to the network, and come back for its result later.
+
+        In ``file`` mode every frame comes out of :meth:`collect`, in order, run or not. Otherwise a
+        newer frame takes the place of one that waits; :meth:`present` of the same index then only
+        delivers, and :meth:`collect` gives new results alone.
 
         Returns:
-            Whether it will be run. In ``live`` mode a newer frame may still take its place.
+            Whether it is going to be run.
 
         Raises:
             As :meth:`present`; PassError in ``file`` mode if ``policy.queue`` frames are to be
@@ -391,17 +404,28 @@ class Pass:
         self._enter()
         try:
             known = _as_frame(frame)
-            plan = self._begin(known)
-            settings = self._settings
-            if settings.strength == 0 or not self._ready(plan, wait=self._mode == "file"):
-                return False
             if self._mode == "file" and len(self._uncollected) >= self._policy.queue:
                 raise PassError(
                     f"{len(self._uncollected)} frames are submitted and not collected, and"
                     f" Policy queue is {self._policy.queue}; collect() first, or allow for more"
                 )
+            plan = self._begin(known, None)
+            settings = self._settings
+            self._submitted = self._inputs.index
+            skipped = ""
+            if settings.strength == 0:
+                skipped = "the strength is 0"
+                self._switch_off()
+            elif not self._ready(plan, wait=self._mode == "file"):
+                skipped = self._loader.not_ready()
+            if skipped:
+                if self._mode == "file":
+                    self._uncollected.append(self._inputs.skipped(known, self._scale, skipped))
+                return False
             self._take()
             self._inputs.load_motion(known, settings)
+            if self._mode != "file" and self._inputs.sequence % self._every_n:
+                return False
             call = Call(self._clock.now(), None)
             slot = self._submit(known, plan, settings, call, borrow=False)
             if self._mode == "file":
@@ -411,37 +435,46 @@ class Pass:
             self._entry.release()
 
     def collect(self, out: NDArray[Any] | None = None, *, wait: bool = True) -> Result | None:
-        """Return the next result of what was submitted in ``file`` mode, in its order.
+        """Return the result of what was submitted.
 
-        A frame on which the engine failed comes passed through, if ``policy.on_error`` allows it.
+        In ``file`` mode the next one in order; a frame that was not run, or on which the engine
+        failed, comes passed through. Otherwise the newest one, if it was not given out before.
 
         Args:
             out: as of :meth:`present`.
             wait: wait for it if it is not finished.
 
         Returns:
-            The result; None if nothing was submitted, or it is not finished and ``wait`` is False.
+            The result; None if nothing is under way, or it is not finished and ``wait`` is False.
 
         Raises:
-            As :meth:`present`; PassError if the pass is of another mode.
+            As :meth:`present`.
         """
-        if self._mode != "file":
-            raise PassError(f"collect is for the mode file, this pass is {self._mode}; use present")
         self._enter()
         try:
-            if not self._uncollected:
-                return None
             call = Call(self._clock.now(), out)
             plan = self._inputs.plan
-            assert plan is not None
+            if plan is None:
+                return None
             if out is not None:
                 plan.check_out(out, self._scale)
-            slot = self._uncollected[0]
-            if not self._wait_for(slot, None if wait else 0.0):
-                return None
-            del self._uncollected[0]
+            if self._mode == "file":
+                if not self._uncollected:
+                    return None
+                slot = self._uncollected[0]
+                if not self._wait_for(slot, None if wait else 0.0):
+                    return None
+                del self._uncollected[0]
+                call.wait = (self._clock.now() - call.began) * 1e3
+                return self._own(slot, None, plan, call)
+            self._take()
+            while wait and not self._unseen and self._lane.busy:
+                self._wait_once(None)
             call.wait = (self._clock.now() - call.began) * 1e3
-            return self._own(slot, None, plan, call)
+            if not self._unseen:
+                return None
+            self._unseen = False
+            return self._logged(self._delivery.newest(plan, call), call)
         finally:
             self._entry.release()
 
@@ -456,7 +489,7 @@ class Pass:
         *,
         strength: float | None = None,
         stabilise: float | None = None,
-        blend: Literal["normal", "luminance", "colour"] | None = None,
+        blend: Blend | None = None,
         mask: NDArray[np.uint8] | Literal["none"] | None = None,
     ) -> None:
         """Change how results are laid over frames, from the next submitted frame on, all at once.
@@ -474,33 +507,10 @@ class Pass:
         Raises:
             PassError: a value is outside its range; nothing has changed then.
         """
-        now = self._settings
-        for name, value in (("strength", strength), ("stabilise", stabilise)):
-            if value is not None and not (np.isfinite(value) and 0 <= value <= 1):
-                raise PassError(f"{name} is {value}, wanted a number from 0 to 1")
-        if blend is not None and blend not in BLENDS:
-            raise PassError(f"blend is {blend!r}, wanted one of {', '.join(BLENDS)}")
-        if isinstance(mask, str):
-            if mask != "none":
-                raise PassError(f"mask is {mask!r}, wanted an array of uint8, (H, W), or 'none'")
-            kept = None
-        elif mask is None:
-            kept = now.mask
-        else:
-            if not isinstance(mask, np.ndarray) or mask.dtype != np.uint8 or mask.ndim != 2:
-                came = (
-                    f"{mask.dtype} of shape {mask.shape}"
-                    if isinstance(mask, np.ndarray)
-                    else type(mask).__name__
-                )
-                raise PassError(f"mask is {came}, wanted uint8 of shape (H, W), 0 to 255")
-            kept = mask.copy()
-        self._settings = Settings(
-            strength=now.strength if strength is None else float(strength),
-            stabilise=now.stabilise if stabilise is None else float(stabilise),
-            blend=now.blend if blend is None else blend,
-            mask=kept,
-        )
+        with self._settings_lock:
+            self._settings = changed(
+                self._settings, strength=strength, stabilise=stabilise, blend=blend, mask=mask
+            )
 
     def close(self) -> None:
         """Stop the thread and free the engines. Closing twice is fine.
@@ -569,7 +579,7 @@ class Pass:
                 plan=plan,
                 copies=() if plan is None else self._copies(plan),
                 device=() if self._device is None else self._device.explain(),
-                told=tuple(self._told),
+                told=self._tell.told,
             )
         )
 
@@ -599,53 +609,7 @@ class Pass:
         Raises:
             PassError: there is none yet.
         """
-        plan, motions, pipeline = self._inputs.plan, self._inputs.motions, self._lane.pipeline
-        picture: NDArray[np.uint8] | None = None
-        if what == "input":
-            shown = self._delivery.shown
-            picture = None if shown is None else shown.source.copy()
-        elif what == "motion":
-            field = None if motions is None else motions.latest(self._inputs.sequence)
-            picture = None if field is None else motion_picture(field)
-        elif what == "history":
-            weight = None if pipeline is None or plan is None else pipeline.history_weight
-            picture = None if weight is None else weight_picture(weight)
-        else:
-            raise PassError(f"debug_view of {what!r}, wanted input, motion or history")
-        if picture is None:
-            raise PassError(f"no frame has come yet of which the {what} could be shown")
-        return picture
-
-    def _tell(
-        self,
-        kind: EventKind,
-        text: str,
-        *,
-        once: bool = False,
-        key: str | None = None,
-    ) -> None:
-        """Log a line and give it to the application. No exception of it gets further.
-
-        Args:
-            kind: of the event.
-            text: the line.
-            once: not if it was told before.
-            key: not if something of the same key was told before.
-        """
-        if once or key is not None:
-            known = text if key is None else key
-            if known in self._told or len(self._told) >= _TOLD_AT_MOST:
-                return
-            self._told[known] = None
-        level = (
-            logging.WARNING if kind in ("demoted", "failed", "input", "closed") else logging.INFO
-        )
-        _log.log(level, "%s: %s", self._loader.source.name, text)
-        if self._on_event is not None:
-            try:
-                self._on_event(Event(kind, text, self._inputs.index))
-            except Exception:
-                _log.exception("on_event raised")
+        return debug_view(what, self._inputs, self._delivery.shown, self._lane.pipeline)
 
     # --- the inside ------------------------------------------------------------------------------
 
@@ -667,25 +631,43 @@ class Pass:
             self._entry.release()
             self._check_open()
 
-    def _begin(self, frame: RenderFrame) -> PixelPlan:
-        """Look at a frame: its layout, its number, whether it follows the last one."""
-        plan = self._inputs.plan_for(frame)
-        if plan is not None:
-            if self._uncollected:
+    def _begin(self, frame: RenderFrame, out: NDArray[Any] | None) -> PixelPlan:
+        """Look at a frame: its layout, its number, whether it follows the last one.
+
+        What is refused has not been counted.
+        """
+        inputs = self._inputs
+        new = inputs.plan_for(frame)
+        plan = inputs.plan if new is None else new
+        assert plan is not None
+        inputs.check_index(frame.index)
+        if out is not None:
+            plan.check_out(out, self._scale, frame.color)
+        if new is not None:
+            alike = inputs.is_alike(new)
+            if self._uncollected and not alike:
                 raise PassError(
                     f"{len(self._uncollected)} frames of another size or layout are submitted and"
                     " not collected; collect() them first"
                 )
             engine_size(self._loader.source, plan.height, plan.width)  # refuses what is too large
-            self._inputs.use(plan)
-            self._delivery.use(plan)
-            self._lane.drop_slots()
-            self._governor.reset()
-            self._unseen = False
-        self._inputs.begin(frame)
-        known = self._inputs.plan
-        assert known is not None
-        return known
+            inputs.use(new)
+            self._delivery.use(new, keep=alike)
+            if not alike:
+                self._lane.drop_slots()
+                self._governor.reset()
+                self._unseen = False
+        inputs.begin(frame)
+        return plan
+
+    def _switch_off(self) -> None:
+        """Show nothing again that was made before the strength was 0."""
+        self._off_at, self._unseen = self._inputs.sequence, False
+        self._delivery.hide()
+
+    @property
+    def _every_n(self) -> int:
+        return self._policy.ladder[self._governor.level].every_n
 
     def _engines(self, size: tuple[int, int], *, wait: bool) -> Rosters | None:
         """Return what can run frames; change over to a bundle that is to take over."""
@@ -753,24 +735,34 @@ class Pass:
             left = None if until is None else until - self._clock.now()
             if left is not None and left <= 0:
                 return False
-            self._lane.wait(left)
-            rosters = self._loader.in_use
-            assert rosters is not None
-            self._lane.look_for_hang(rosters)
+            self._wait_once(left)
+
+    def _wait_once(self, timeout: float | None) -> None:
+        """Wait until something is finished, or hangs and is given up."""
+        self._lane.wait(timeout)
+        rosters = self._loader.in_use
+        assert rosters is not None
+        self._lane.look_for_hang(rosters)
+        self._take()
 
     def _present(self, frame: RenderFrame, out: NDArray[Any] | None) -> Result:
         call = Call(self._clock.now(), out)
-        plan = self._begin(frame)
-        if out is not None:
-            plan.check_out(out, self._scale, frame.color)
         if self._uncollected:
             raise PassError(
                 f"{len(self._uncollected)} submitted frames are not collected; collect() them"
                 " before present()"
             )
+        submitted, self._submitted = self._submitted, None
+        plan = self._inputs.plan
+        again = frame.index is not None and frame.index == submitted and self._mode != "file"
+        if not again or plan is None or self._inputs.plan_for(frame) is not None:
+            again = False
+            plan = self._begin(frame, out)
+        elif out is not None:
+            plan.check_out(out, self._scale, frame.color)
         settings, delivery, lane = self._settings, self._delivery, self._lane
         if settings.strength == 0:
-            self._off_at, self._unseen = self._inputs.sequence, False
+            self._switch_off()
             return self._logged(
                 delivery.passed_through(frame, plan, call, "the strength is 0"), call
             )
@@ -779,12 +771,12 @@ class Pass:
             reason = self._loader.not_ready()
             return self._logged(delivery.passed_through(frame, plan, call, reason), call)
         self._take()
-        self._inputs.load_motion(frame, settings)
         reason = "the network is still at work on an earlier frame"
-        every_n = self._policy.ladder[self._governor.level].every_n
-        if every_n > 1:
-            reason = f"one frame in {every_n} is run"
-        if self._mode == "file" or self._inputs.sequence % every_n == 0:
+        if self._every_n > 1:
+            reason = f"one frame in {self._every_n} is run"
+        if not again:
+            self._inputs.load_motion(frame, settings)
+        if not again and (self._mode == "file" or self._inputs.sequence % self._every_n == 0):
             slot = self._submit(frame, plan, settings, call, borrow=waits)
             if self._mode != "live":
                 start = self._clock.now()
@@ -792,6 +784,7 @@ class Pass:
                 if not waits and self._budget_ms is not None:
                     left = max(0.0, self._budget_ms / 1e3 - (start - call.began))
                 self._wait_for(slot, left)
+                slot.source = slot.own_input  # the application's memory is its own again
                 call.wait = (self._clock.now() - start) * 1e3
                 if self._mode == "file":
                     return self._own(slot, frame, plan, call)
@@ -829,7 +822,7 @@ class Pass:
         call.load = (self._clock.now() - call.began) * 1e3
         settings = self._settings
         if settings.strength == 0:
-            self._off_at, self._unseen = self._inputs.sequence, False
+            self._switch_off()
             result = device.passed_through(pair, call, number, "the strength is 0")
             return self._logged(result, call)
         rosters = self._engines(pair.size, wait=self._waits)
