@@ -675,7 +675,7 @@ def test_motion_and_depth_that_the_pictures_contradict_are_told_in_one_line(
     events: list[Event] = []
     subject = make(Script(clock), on_event=events.append, policy=Policy(check_every=2))
     scene = Scene(camera=camera, speed=2.0)
-    for number in range(1, 9):
+    for number in range(10, 16):
         view = scene.render(number, 320, 180)
         near = np.float32(0.1) / view.depth  # reversed z
         frame = RenderFrame(

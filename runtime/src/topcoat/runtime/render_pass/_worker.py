@@ -88,6 +88,10 @@ class Slot:
     level: int = 0
     settings: Settings = field(default_factory=Settings)
 
+    loaded: bool = False
+    """Whether ``own_input`` holds the frame."""
+    skipped: str = ""
+    """Why it is passed through without being run; "" otherwise."""
     finished: bool = False
     submitted: float = 0.0
     load: float = 0.0
