@@ -558,6 +558,7 @@ def test_a_frame_whose_colour_cannot_be_used_is_refused(make: MakePass, clock: F
     [
         ({"mode": "fast"}, "mode is 'fast'"),
         ({"budget_ms": 0}, "budget_ms is 0"),
+        ({"budget_ms": "16"}, "budget_ms is '16'"),
         ({"policy": Policy(late="wait")}, "never waits"),
     ],
 )
@@ -572,6 +573,7 @@ def test_wrong_settings_are_refused(clock: FakeClock, wrong: dict[str, object], 
         {"late": "never"},
         {"max_age": -1},
         {"hang_ms": 0},
+        {"hang_ms": None},
         {"ladder": ()},
         {"headroom": 1.5},
         {"down_after": 9, "window": 8},
@@ -581,6 +583,27 @@ def test_a_wrong_policy_is_refused(wrong: dict[str, object]) -> None:
     (name, *_) = wrong
     with pytest.raises(PassError, match=name):
         Policy(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("wrong", [{"scale": "1"}, {"scale": 0}, {"every_n": 1.5}, {"every_n": 0}])
+def test_a_wrong_level_is_refused(wrong: dict[str, object]) -> None:
+    (name, *_) = wrong
+    with pytest.raises(PassError, match=name):
+        Level(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"strength": "0.5"}, {"stabilise": 2}, {"blend": "add"}, {"mask": "all"}, {"mask": [[1]]}],
+)
+def test_a_wrong_setting_is_refused_and_changes_nothing(
+    make: MakePass, clock: FakeClock, wrong: dict[str, Any]
+) -> None:
+    subject = make(Script(clock), mode="sync")
+    (name, *_) = wrong
+    with pytest.raises(PassError, match=name):
+        subject.set(**{"strength": 0.0, **wrong})
+    assert subject.present(picture()).status is Status.FRESH
 
 
 def test_the_stages_of_a_frame_add_up_to_its_work(make: MakePass, clock: FakeClock) -> None:

@@ -42,6 +42,7 @@ from topcoat.runtime.render_pass._types import (
     Policy,
     Requirements,
     Result,
+    is_number,
 )
 from topcoat.runtime.render_pass._worker import Clock, MonotonicClock, Settings, Slot
 
@@ -84,9 +85,9 @@ class Pass:
     ) -> None:
         if mode not in MODES:
             raise PassError(f"mode is {mode!r}, wanted one of {', '.join(MODES)}")
-        if budget_ms is not None and not (np.isfinite(budget_ms) and budget_ms > 0):
+        if budget_ms is not None and not (is_number(budget_ms) and budget_ms > 0):
             raise PassError(
-                f"budget_ms is {budget_ms}, wanted more than 0 (16.7 for 60 frames a second), or"
+                f"budget_ms is {budget_ms!r}, wanted more than 0 (16.7 for 60 frames a second), or"
                 " None for no budget"
             )
         self._policy = Policy() if policy is None else policy

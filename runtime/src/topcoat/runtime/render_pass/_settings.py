@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any, Literal
 
 import numpy as np
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 
 from topcoat.runtime._errors import PassError
 from topcoat.runtime.render_pass._composite import BLENDS, Blend
+from topcoat.runtime.render_pass._types import is_number
 from topcoat.runtime.render_pass._worker import Settings
 
 
@@ -51,11 +51,7 @@ def changed(
     return dataclasses.replace(settings, **changes)
 
 
-def _share(name: str, value: object) -> float:
-    try:
-        number = float(value)  # type: ignore[arg-type] # numpy's numbers, too
-    except (TypeError, ValueError):
-        number = math.nan
-    if isinstance(value, str) or not 0 <= number <= 1:
+def _share(name: str, value: float) -> float:
+    if not is_number(value) or not 0 <= value <= 1:
         raise PassError(f"{name} is {value!r}, wanted a number from 0 to 1")
-    return number
+    return float(value)

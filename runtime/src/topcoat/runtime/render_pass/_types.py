@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from numpy.typing import NDArray
 
 from topcoat.runtime._errors import PassError
@@ -94,10 +95,9 @@ class Level:
     """Another bundle of the same kind and scale, of a smaller network; None: the pass's own."""
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.scale) and 0 < self.scale <= 1):
-            raise PassError(f"Level scale is {self.scale}, wanted above 0 and at most 1")
-        if self.every_n < 1:
-            raise PassError(f"Level every_n is {self.every_n}, wanted a whole number from 1 up")
+        if not (is_number(self.scale) and 0 < self.scale <= 1):
+            raise PassError(f"Level scale is {self.scale!r}, wanted above 0 and at most 1")
+        _whole("Level every_n", self.every_n, 1)
 
     def __str__(self) -> str:
         parts = [] if self.bundle is None else [Path(self.bundle).name]
@@ -119,7 +119,8 @@ class Policy:
     vectors where the frame has them; an older result as it is; the frame itself; or nothing before
     the result is there (``sync`` and ``file`` only), however late."""
     max_age: int = 8
-    """An older result is shown for this many frames at most, then the frame itself."""
+    """A result is shown for this many frames at most, then the frame itself. The motion of four
+    frames is remembered: what is older is shown unmoved."""
     align: bool = False
     """Move every result that is older than its frame by the motion vectors, not only late ones:
     what is drawn over it later (a HUD, a cursor) then fits, for the time that a warp takes."""
@@ -154,8 +155,8 @@ class Policy:
         _one_of("on_error", self.on_error, ("passthrough", "reuse", "raise"))
         for name in ("hang_ms", "start_ms", "retry_s", "retry_max_s"):
             value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise PassError(f"Policy {name} is {value}, wanted more than 0")
+            if not (is_number(value) and value > 0):
+                raise PassError(f"Policy {name} is {value!r}, wanted a number above 0")
         for name, least in (
             ("max_age", 0),
             ("window", 1),
@@ -164,18 +165,14 @@ class Policy:
             ("queue", 1),
             ("check_every", 0),
         ):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise PassError(
-                    f"Policy {name} is {value!r}, wanted a whole number from {least} up"
-                )
+            _whole(f"Policy {name}", getattr(self, name), least)
         if self.down_after > self.window:
             raise PassError(
                 f"Policy down_after is {self.down_after} of a window of {self.window} frames,"
                 " wanted at most the window"
             )
-        if not 0 < self.headroom <= 1:
-            raise PassError(f"Policy headroom is {self.headroom}, wanted above 0 and at most 1")
+        if not (is_number(self.headroom) and 0 < self.headroom <= 1):
+            raise PassError(f"Policy headroom is {self.headroom!r}, wanted above 0 and at most 1")
         if not self.ladder or not all(isinstance(level, Level) for level in self.ladder):
             raise PassError(
                 "Policy ladder is empty or holds something else than Level, wanted at least one"
@@ -215,6 +212,18 @@ class Requirements:
     """Working memory of the engine by the bundle's estimate; None: the bundle does not say."""
     levels: tuple[str, ...] = field(default=())
     """The ladder in words."""
+
+
+def is_number(value: object) -> bool:
+    """Whether it is a finite number, of Python or numpy."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        return False
+    return math.isfinite(value)
+
+
+def _whole(name: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise PassError(f"{name} is {value!r}, wanted a whole number from {least} up")
 
 
 def _one_of(name: str, value: object, known: tuple[str, ...]) -> None:
