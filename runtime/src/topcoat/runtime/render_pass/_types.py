@@ -20,6 +20,23 @@ for each frame's own result, at most for the budget; ``file`` loses nothing and 
 MODES: tuple[Mode, ...] = ("live", "sync", "file")
 
 
+def is_number(value: object) -> bool:
+    """Whether it is a finite number, of Python or numpy."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        return False
+    return math.isfinite(value)
+
+
+def _whole(name: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise PassError(f"{name} is {value!r}, wanted a whole number from {least} up")
+
+
+def _one_of(name: str, value: object, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise PassError(f"Policy {name} is {value!r}, wanted one of {', '.join(known)}")
+
+
 class Status(enum.Enum):
     """What the picture of a :class:`Result` is."""
 
@@ -212,20 +229,3 @@ class Requirements:
     """Working memory of the engine by the bundle's estimate; None: the bundle does not say."""
     levels: tuple[str, ...] = field(default=())
     """The ladder in words."""
-
-
-def is_number(value: object) -> bool:
-    """Whether it is a finite number, of Python or numpy."""
-    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
-        return False
-    return math.isfinite(value)
-
-
-def _whole(name: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        raise PassError(f"{name} is {value!r}, wanted a whole number from {least} up")
-
-
-def _one_of(name: str, value: object, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise PassError(f"Policy {name} is {value!r}, wanted one of {', '.join(known)}")
