@@ -46,7 +46,7 @@ def _lively(norm: str = "batch", **settings: int) -> Realtime:
         if isinstance(module, PhaseConv2d):
             nn.init.normal_(module.detail, std=0.2)
             nn.init.normal_(module.colour, std=0.2)
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, nn.BatchNorm2d | nn.InstanceNorm2d):
             nn.init.normal_(module.bias)
     with torch.no_grad():
         for _ in range(20):
@@ -55,15 +55,17 @@ def _lively(norm: str = "batch", **settings: int) -> Realtime:
 
 
 @pytest.mark.parametrize("norm", ["batch", "instance"])
-def test_a_flat_frame_stays_flat_up_to_its_border(norm: str) -> None:
+def test_a_flat_area_stays_flat_up_to_the_border_of_the_frame(norm: str) -> None:
     network = _lively(norm)
+    photograph = _photograph(48, 48)
     for colour in ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (0.2, 0.5, 0.9), (0.73, 0.41, 0.08)):
-        frame = torch.tensor(colour).reshape(1, 3, 1, 1).expand(1, 3, 32, 44)
-        answer = network(frame)
-        assert (answer - answer[..., :1, :1]).abs().max() < 1e-4
-    # That is not because there was nothing to see: a photograph is painted with detail.
-    photograph = network(_photograph(32, 44))
-    assert (photograph - F.avg_pool2d(photograph, 5, 1, 2)).abs().mean() > 0.02
+        flat = torch.tensor(colour).reshape(1, 3, 1, 1).expand(1, 3, 48, 68)
+        answer = network(torch.cat([photograph, flat], 3))
+        painted, area = answer[..., :48], answer[..., -36:]  # 32 pixels away from the photograph
+        assert (area - area[..., :1, :1]).abs().max() < 1e-4
+        # That is not because there was nothing to see.
+        assert (painted - F.avg_pool2d(painted, 5, 1, 2)).abs().mean() > 0.02
+        assert area.abs().mean() > 0.02
 
 
 @pytest.mark.parametrize("step", [2, 3, 4])
@@ -312,8 +314,10 @@ def test_a_bundle_of_the_examples_gives_its_golden_picture_and_keeps_flat_areas_
         assert np.abs(wanted.astype(int) - given).mean() > 10
         assert wanted.std((0, 1)).min() > 10
         for colour in itertools.product((0, 90, 255), repeat=3):
-            flat = np.full((48, 64, 3), colour, dtype=np.uint8)
-            assert np.ptp(model.process(flat), (0, 1)).max() == 0, colour
+            frame = np.full((60, 144, 3), colour, dtype=np.uint8)
+            frame[:, :80] = given
+            area = model.process(frame)[:, -32:]  # 32 pixels away from the picture
+            assert np.ptp(area, (0, 1)).max() == 0, colour
 
 
 @pytest.mark.parametrize("bundle", BUNDLES, ids=lambda bundle: bundle.stem)
