@@ -109,7 +109,7 @@ def test_a_frame_allocates_no_arrays(blocks: Path, mode: str, everything: bool) 
     frames = Everything()
     plain = np.ascontiguousarray(frames.colors[0][..., :3])
     out = np.empty_like(frames.colors[0])
-    # Every second frame is run, so that the others are moved along the motion.
+    # Results that are older than their frame are moved along its motion, late or not.
     policy = Policy(align=True, late="warp")
     with Pass.open(
         blocks,
