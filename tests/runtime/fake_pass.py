@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from topcoat.runtime import BackendError, DeviceLostError, Event
+from topcoat.runtime import BackendError, DeviceLostError, Event, ModelClosedError
 from topcoat.runtime.bundle import SizeRule
 from topcoat.runtime.render_pass import Pass
 from topcoat.runtime.render_pass._engines import Seat
@@ -109,10 +109,11 @@ class FakeClock:
         for one in self._passes:
             worker, loader = one._lane._worker, one._loader
             if worker is not None:
-                seen += [worker.outstanding, worker.busy, worker.running]
+                seen += [len(worker._queue), len(worker._done), worker.busy, worker.running]
             seen += [
                 None if at is None else at.done for at in (loader._preparation, loader._swapping)
             ]
+            seen += [one._lane.trying, loader.at_work]
         return seen
 
     def _rests(self, subject: Pass) -> bool:
@@ -123,8 +124,7 @@ class FakeClock:
                 return False  # one is waking up
             asleep = len(self._sleepers)
         busy = worker is not None and worker.busy
-        loading = [one for one in (loader._preparation, loader._swapping) if one is not None]
-        return asleep >= busy + sum(not one.done for one in loading) + lane.hanging
+        return asleep >= busy + loader.at_work + lane.hanging + lane.trying
 
 
 Step = float | BaseException | str | Callable[[], None]
@@ -183,9 +183,12 @@ class Script:
 class ScriptedRunner:
     def __init__(self, script: Script) -> None:
         self.script = script
+        self.closed = False
 
     def run(self, source: Frame, result: Frame) -> object:
         script = self.script
+        if self.closed:
+            raise ModelClosedError("this model was closed")
         script.ran_at.append(script.clock.now())
         step = next(script._next)
         if isinstance(step, BaseException):
@@ -215,7 +218,9 @@ class ScriptedRunner:
         return result
 
     def close(self) -> None:
-        self.script.closed += 1
+        if not self.closed:
+            self.closed = True
+            self.script.closed += 1
 
 
 def styled(frame: Frame, shift: int = 40, scale: int = 1) -> Frame:
@@ -236,9 +241,12 @@ class ScriptedSource:
         self.memory_per_pixel: int | None = None
 
     def open(self) -> list[Seat]:
-        seats = [Seat(f"{self.name}-{n}", script.open) for n, script in enumerate(self.scripts)]
+        seats = self.seats()
         seats[0].runner = seats[0].open()
         return seats
+
+    def seats(self) -> list[Seat]:
+        return [Seat(f"{self.name}-{n}", script.open) for n, script in enumerate(self.scripts)]
 
     def explain(self) -> str:
         return f"engines of {self.name}"

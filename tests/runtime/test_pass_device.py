@@ -52,10 +52,13 @@ class RigSource:
         """Called before each loading of the engine."""
 
     def open(self) -> list[Seat]:
-        own = Seat("tensorrt-rtx fp32", self._open, takes_device=True)
-        seats = [*self.before, own, *self.others]
+        seats = self.seats()
         seats[0].runner = seats[0].open()
         return seats
+
+    def seats(self) -> list[Seat]:
+        own = Seat("tensorrt-rtx fp32", self._open, takes_device=True)
+        return [*self.before, own, *self.others]
 
     def _open(self) -> _ModelRunner:
         self.load()
@@ -864,6 +867,9 @@ class StillSource:
 
     def open(self) -> list[Seat]:
         return [Seat("still", Still, Still(), takes_device=True)]
+
+    def seats(self) -> list[Seat]:
+        return [Seat("still", Still, takes_device=True)]
 
     def explain(self) -> str:
         return ""

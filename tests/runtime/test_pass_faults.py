@@ -437,7 +437,7 @@ def test_fifty_hangs_leave_no_thread_and_no_engine_behind(stage: Stage) -> None:
     assert set(viewer.statuses) == {"PASSTHROUGH"}
     assert (script.opened, script.closed) == (50, 50)
     assert len(stage.told("demoted")) == 1
-    assert viewer.subject.stats().failures == 50
+    assert viewer.subject.stats().failures == 1  # the others cost no frame
 
 
 def test_an_engine_that_never_comes_back_costs_one_thread(stage: Stage) -> None:
@@ -896,6 +896,7 @@ def test_whatever_happens_every_frame_has_its_picture(stage: Stage, seed: int) -
     def ended() -> bool:
         for script in scripts:  # one that a swap of before was just beginning to hang in
             script.release()
+        stage.clock.advance(0.01)  # and one that was just being loaded, beside the frames
         return not pass_threads()
 
     wait_for(ended)
@@ -926,6 +927,6 @@ def test_failures_keep_no_pictures_alive(stage: Stage, fault: str) -> None:
     finally:
         tracemalloc.stop()
         gc.enable()
-    assert subject.stats().failures >= 24
+    assert max(subject.stats().failures, script.closed) >= 24  # in frames, or tried beside them
     # A frame and its result are 115 KB, of which a pass has a few, and buffers of two sizes.
     assert kept[-1] - kept[3] < 300_000

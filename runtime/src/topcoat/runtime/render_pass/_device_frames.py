@@ -162,6 +162,8 @@ class DeviceFrames:
             return self.passed_through(pair, call, index, reason)
         size, skipped, reason = pair.size, [], ""
         failure: Exception | None = None
+        for kind, text in roster.take_news():
+            self._tell(kind, text)
         while True:
             now = self._clock.now()
             seats = roster.candidates(size, now, device=True)
@@ -169,6 +171,7 @@ class DeviceFrames:
             if seat is None:
                 break
             trial = seat.demoted
+            seat.change_over()
             runner = self._at_hand(roster, seat, size, waits=waits)
             if runner is None:
                 skipped.append(seat)
@@ -182,9 +185,8 @@ class DeviceFrames:
                 raise  # no other engine would take it either
             except Exception as error:  # of any class: engines are other people's code
                 failure = error
+                # It is freed here, not aside, which waits for what it may still write to ``out``.
                 self._demote(roster, seat, error, size)
-                # Here, not aside: it waits for what the engine may still write to ``out``.
-                seat.close()
                 if trial:
                     continue
                 break
@@ -272,17 +274,16 @@ class DeviceFrames:
             aside: this is a thread of its own, so that nobody could catch what is raised.
         """
         try:
-            seat.warming = True
-            try:
-                runner = cast(DeviceRunner, load_seat(seat))
-                self._warm(runner, size)
-            finally:
-                seat.warming = False
-            seat.sizes.add(size)
+            with seat.held():
+                seat.warming = True
+                try:
+                    runner = cast(DeviceRunner, load_seat(seat))
+                    self._warm(runner, size)
+                finally:
+                    seat.warming = False
+                seat.sizes.add(size)
         except BaseException as error:  # of any class, as above: a library's panic, too
             self._demote(roster, seat, error, size)
-            if size not in seat.unfit:
-                seat.close()
             if not aside and not isinstance(error, Exception):
                 raise  # the user has pressed Ctrl-C
         finally:

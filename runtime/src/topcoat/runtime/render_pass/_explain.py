@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from topcoat.runtime.render_pass._engines import Source
-from topcoat.runtime.render_pass._loading import Rosters
+from topcoat.runtime.render_pass._engines import Rosters, Source
 from topcoat.runtime.render_pass._pixels import Copy, PixelPlan
 from topcoat.runtime.render_pass._types import Level, Mode
 

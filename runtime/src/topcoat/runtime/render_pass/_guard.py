@@ -9,7 +9,8 @@ from topcoat.runtime._errors import InvalidResultError
 from topcoat.runtime.frames import Frame
 
 _MARKS = 64
-_SPREAD = 64
+_SPREAD = 8
+"""A network that paints one colour over frames with less than this much in them may mean it."""
 
 
 class ResultGuard:
@@ -18,12 +19,13 @@ class ResultGuard:
     Before the engine runs, a colour that differs from place to place and from frame to frame is
     written there. Where two or more are still there afterwards, the engine has not written the
     whole picture (a natural picture would be taken for that once in 10^11 frames). And where all
-    64 have become the same colour, although the frame differs there by 64 steps or more, and so has
-    every other pixel, the network's numbers were NaN or infinite: rounding to bytes makes one
-    colour of them.
+    64 have become the same colour, although the frame differs there by 8 steps or more in a
+    channel, and so has every other pixel, the network's numbers were NaN or infinite: rounding to
+    bytes makes one colour of them.
 
-    A network without normalisation over the frame may spread a NaN over a part of the picture
-    alone; that is not found.
+    What is not found: numbers that are not finite on a frame that is nearly one colour itself (a
+    fade to black), whose result may be one colour for good reasons; and a NaN that a network
+    without normalisation over the frame spreads over a part of the picture alone.
 
     Args:
         height: of the frame.

@@ -7,16 +7,19 @@ from collections.abc import Callable
 import numpy as np
 
 from topcoat.runtime._errors import BackendError
-from topcoat.runtime.render_pass._engines import EnginesRestError, Seat, close_all
-from topcoat.runtime.render_pass._loading import Rosters
+from topcoat.runtime.render_pass._engines import EnginesRestError, Rosters, close_all
+from topcoat.runtime.render_pass._estate import Estate
 from topcoat.runtime.render_pass._pipeline import Pipeline
 from topcoat.runtime.render_pass._pixels import PixelPlan
 from topcoat.runtime.render_pass._threads import start
+from topcoat.runtime.render_pass._trials import Trials
 from topcoat.runtime.render_pass._types import Mode, Policy
-from topcoat.runtime.render_pass._worker import Clock, Slot, Worker
+from topcoat.runtime.render_pass._worker import Clock, Left, Slot, Worker
 
 _LOST = -1
 """The generation of a slot into which a thread that was given up may still write."""
+_CUTS_TOLD = 3
+"""A strobe makes one with every flash."""
 
 
 class Lane:
@@ -28,7 +31,9 @@ class Lane:
         policy: of the pass.
         clock: of the pass.
         tell: ``tell(kind, text, key=...)``.
-        observe: called with every slot that was run without an error.
+        observe: called with every slot of the present size and engines that was run without an
+            error.
+        estate: is told which thread and engines there are.
     """
 
     def __init__(
@@ -39,6 +44,7 @@ class Lane:
         clock: Clock,
         tell: Callable[..., None],
         observe: Callable[[Slot], None],
+        estate: Estate,
     ) -> None:
         self._mode = mode
         self._scale = scale
@@ -46,6 +52,14 @@ class Lane:
         self._clock = clock
         self._tell = tell
         self._observe = observe
+        self._estate = estate
+        self._trials = Trials(policy, clock)
+        self._rosters: Rosters | None = None
+        """Those that frames are given to."""
+        self._left: list[Rosters] = []
+        """Those before, which frames on their way may still need."""
+        self._last_given = -1
+        self._cuts = 0
         self._worker: Worker | None = None
         self._pipeline: Pipeline | None = None
         self._given_up: list[Worker] = []
@@ -72,7 +86,9 @@ class Lane:
     @property
     def before(self) -> int:
         """The frame that is run before the next one, by its sequence; -1: none."""
-        return -1 if self._worker is None else self._worker.last_taken
+        if self._worker is None:
+            return -1
+        return self._last_given if self._mode == "file" else self._worker.last_taken
 
     @property
     def hanging(self) -> int:
@@ -80,39 +96,54 @@ class Lane:
         self._given_up = [one for one in self._given_up if not one.ended.is_set()]
         return len(self._given_up)
 
+    @property
+    def trying(self) -> int:
+        """How many threads try an engine again that failed."""
+        return self._trials.running
+
     def start(
         self, rosters: Rosters, queued: tuple[Slot, ...] = (), done: tuple[Slot, ...] = ()
     ) -> None:
         """Start the worker, if there is none; ``queued`` and ``done`` are of the one before."""
         if self._worker is not None:
             return
+        self._rosters = rosters
+        self._last_given = -1 if not queued else queued[-1].sequence
         # The pipeline asks its worker, which is made of it.
         pipeline = Pipeline(
-            rosters,
             self._policy,
             self._clock,
-            extend=lambda limit: worker.extend(limit),
+            self._trials,
+            extend=lambda limit, seat: worker.extend(limit, seat),
             abandoned=lambda: worker.abandoned,
         )
         worker = Worker(
             pipeline.work, self._clock, self._policy.hang_ms / 1e3, queued=queued, done=done
         )
         self._pipeline, self._worker = pipeline, worker
+        self._estate.worker = worker
         worker.start()
 
     def change_to(self, rosters: Rosters, unused: Rosters | None) -> None:
-        """Let the next frame be run by other engines; ``unused`` are freed before it."""
-        if self._pipeline is not None:
-            self._pipeline.change_to(rosters)
-        elif unused is not None:
-            _close_aside(unused)
+        """Let frames be run by other engines from now on.
+
+        Args:
+            rosters: those.
+            unused: those before, which are freed when no frame on its way needs them any more.
+        """
+        if unused is not None:
+            self._left.append(unused)
+        if self._worker is not None:
+            self._rosters = rosters
+        self.free_unused()
 
     def free_unused(self) -> None:
-        """Free engines that were changed for others, if no frame of the host is being run."""
-        if self._pipeline is not None and not self.busy:
-            unused = self._pipeline.take_over()
-            if unused is not None:
-                _close_aside(unused)
+        """Free engines that were changed for others and that no frame needs any more."""
+        for rosters in self._left.copy():
+            if self._worker is None or not self._worker.needs(rosters):
+                self._left = [one for one in self._left if one is not rosters]
+                self._estate.forget(rosters)
+                _close_aside(rosters)
 
     def slot(self, plan: PixelPlan) -> Slot:
         """Return a slot to be filled: the one that waits (not in ``file`` mode) or a free one."""
@@ -138,9 +169,13 @@ class Lane:
         assert self._worker is not None
         slot.error = None
         slot.finished = False
+        slot.rosters = self._rosters
+        self._last_given = slot.sequence
         slot.submitted = self._clock.now()
         slot.load = (slot.submitted - began) * 1e3
         self._worker.put(slot)
+        if self._left:
+            self.free_unused()
 
     def release(self, slot: Slot) -> None:
         """Take a slot back that is not shown any more."""
@@ -162,17 +197,19 @@ class Lane:
         """
         newest = None
         while self._worker is not None and (slot := self._worker.take_done()) is not None:
-            for kind, line in slot.notes:
-                self.demotions += kind == "demoted"
-                self._tell(kind, line, key=line.partition(":")[0] if kind == "input" else None)
-            slot.notes.clear()
+            current = slot.rosters is self._rosters
+            slot.rosters = None
+            self._tell_notes(slot)
             slot.finished = True
+            failed = slot.error is not None and not isinstance(slot.error, EnginesRestError)
+            self.failures += failed
+            # What happened to a frame of another size is no news of those of this one.
+            if slot.generation != self._generation:
+                continue
             self.failure = slot.error
-            if slot.error is not None:
-                self.failures += not isinstance(slot.error, EnginesRestError)
-            else:
+            if slot.error is None and current:
                 self._observe(slot)
-            if self._mode == "file" or slot.generation != self._generation:
+            if self._mode == "file":
                 continue
             if slot.error is not None:
                 self._free.append(slot)
@@ -194,48 +231,65 @@ class Lane:
         Args:
             in_use: the engines that the other one gets.
         """
-        worker, pipeline = self._worker, self._pipeline
-        if worker is None or pipeline is None or not worker.overdue():
+        worker = self._worker
+        left = None if worker is None else worker.abandon(if_overdue=True)
+        if worker is None or left is None:
             return
-        seat = pipeline.seat
-        slot, queued, done = worker.abandon()
-        if slot is not None:  # else it has come back at the last moment
-            self._lose(slot, seat, worker, pipeline)
-        if pipeline.rosters is not in_use:
-            close_all(pipeline.rosters)
+        self._lose(left, worker)
         self._worker = self._pipeline = None
-        self.start(in_use, queued, done)
+        self.start(in_use, left.queued, left.done)
+        self.free_unused()
 
-    def _lose(self, slot: Slot, seat: Seat | None, worker: Worker, pipeline: Pipeline) -> None:
+    def _lose(self, left: Left, worker: Worker) -> None:
         """Account for a frame in which a thread hangs, and for the engine that it hangs in."""
+        slot, seat = left.slot, left.seat
+        assert slot is not None
         self._given_up.append(worker)
         self.failures += 1
-        text = f"it has not come back for {worker.limit:g} s and is given up"
+        text = f"it has not come back for {left.limit:g} s and is given up"
         if seat is not None:
             seat.busy = worker.ended
-            line = pipeline.demote(seat, BackendError(text), (slot.height, slot.width))
-            if line is not None:
-                self.demotions += 1
-                self._tell("demoted", line)
+            for roster in () if slot.rosters is None else slot.rosters.values():
+                if seat in roster.seats:
+                    size = (slot.height, slot.width)
+                    line = roster.failed(seat, BackendError(text), size, self._clock.now())
+                    if line is not None:
+                        self.demotions += 1
+                        self._tell("demoted", line)
             text = f"{seat.name}: {text}"
         else:
             self._tell("failed", f"the thread of the pass hangs: {text}")
-        self.failure = BackendError(text)
-        slot.error = self.failure
+        slot.error = BackendError(text)
         slot.finished = True
+        if slot.generation == self._generation:
+            self.failure = slot.error
         slot.generation = _LOST
+
+    def _tell_notes(self, slot: Slot) -> None:
+        for kind, line in slot.notes:
+            text, key = line, line.partition(":")[0] if kind == "input" else None
+            self.demotions += kind == "demoted"
+            if kind == "cut":
+                self._cuts += 1
+                if self._cuts > _CUTS_TOLD:
+                    continue
+                if self._cuts == _CUTS_TOLD:
+                    text = f"{line}; further cuts are not told"
+            self._tell(kind, text, key=key)
+        slot.notes.clear()
 
     def close(self) -> None:
         """Stop the worker and free the engines that do not hang."""
-        worker, pipeline = self._worker, self._pipeline
-        if worker is not None and pipeline is not None:
-            if not worker.stop(self._policy.hang_ms / 1e3):
-                worker.abandon()
-                self._given_up.append(worker)
-                if pipeline.seat is not None:
-                    pipeline.seat.busy = worker.ended
-            pipeline.close()
+        worker = self._worker
+        if worker is not None and not worker.stop(self._policy.hang_ms / 1e3):
+            left = worker.abandon()
+            self._given_up.append(worker)
+            if left is not None and left.seat is not None:
+                left.seat.busy = worker.ended
         self._worker = self._pipeline = None
+        for rosters in (*self._left, *([] if self._rosters is None else [self._rosters])):
+            close_all(rosters)
+        self._left, self._rosters = [], None
         self.drop_slots()
 
 

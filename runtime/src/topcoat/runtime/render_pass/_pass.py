@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -20,16 +21,18 @@ from topcoat.runtime.render_pass._delivery import Call, Delivery
 from topcoat.runtime.render_pass._engines import (
     BundleSource,
     EnginesRestError,
+    Rosters,
     Source,
     engine_size,
     failed_because,
 )
+from topcoat.runtime.render_pass._estate import Estate
 from topcoat.runtime.render_pass._explain import Facts, explain
 from topcoat.runtime.render_pass._frame import RenderFrame
 from topcoat.runtime.render_pass._governor import LadderGovernor
 from topcoat.runtime.render_pass._inputs import Inputs
 from topcoat.runtime.render_pass._lane import Lane
-from topcoat.runtime.render_pass._loading import Loader, Rosters
+from topcoat.runtime.render_pass._loading import Loader
 from topcoat.runtime.render_pass._pixels import Copy, PixelPlan
 from topcoat.runtime.render_pass._preparation import Preparation
 from topcoat.runtime.render_pass._settings import changed
@@ -102,12 +105,27 @@ class Pass:
         self._clock: Clock = MonotonicClock() if clock is None else clock
         self._scale = source.scale
         ladder = self._policy.ladder if budget_ms is not None else self._policy.ladder[:1]
+        self._estate = Estate(source.name)
         self._loader = Loader(
-            source, level_sources or {}, self._policy, ladder, self._clock, self._tell
+            source,
+            level_sources or {},
+            self._policy,
+            ladder,
+            self._clock,
+            self._tell,
+            self._estate,
         )
         self._governor = LadderGovernor(budget_ms, self._policy)
         self._inputs = Inputs(self._policy, self._tell, keeps_color=mode == "file")
-        self._lane = Lane(mode, self._scale, self._policy, self._clock, self._tell, self._observe)
+        self._lane = Lane(
+            mode,
+            self._scale,
+            self._policy,
+            self._clock,
+            self._tell,
+            self._observe,
+            self._estate,
+        )
         self._delivery = Delivery(
             self._scale,
             self._policy,
@@ -131,6 +149,8 @@ class Pass:
         self._log = FrameLog()
         self._driver = driver
         self._device: DeviceFrames | None = None
+        self._dropped = weakref.finalize(self, self._estate.settle)
+        self._dropped.atexit = False
 
     @classmethod
     def open(
@@ -523,8 +543,10 @@ class Pass:
         self._enter()
         try:
             self._closed = True
+            self._loader.cancel()  # first, or it would take engines that are freed for broken ones
             self._lane.close()
             self._loader.close()
+            self._dropped.detach()
             if self._device is not None:
                 self._device.close()
             self._delivery.forget()

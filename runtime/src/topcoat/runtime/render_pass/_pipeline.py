@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from topcoat.runtime._errors import BackendError, FrameError, InvalidResultError, TopcoatError
+from topcoat.runtime._errors import BackendError, FrameError, TopcoatError
 from topcoat.runtime.frames import Frame
 from topcoat.runtime.render_pass._composite import Compositor
 from topcoat.runtime.render_pass._engines import (
     EnginesRestError,
     Roster,
+    Rosters,
     Seat,
-    close_all,
     load_seat,
     one_line,
     without_frames,
@@ -30,6 +29,7 @@ from topcoat.runtime.render_pass._resample import (
     replicate,
 )
 from topcoat.runtime.render_pass._stabiliser import Stabiliser
+from topcoat.runtime.render_pass._trials import Trials
 from topcoat.runtime.render_pass._types import Level, Policy
 from topcoat.runtime.render_pass._worker import Clock, Slot
 
@@ -69,41 +69,38 @@ class _Size:
     has_previous: bool = False
     history_of: int = -1
     """The frame that the stabiliser, and ``previous``, saw last."""
-    reduced: dict[float, _Reduced] = field(default_factory=dict)
+    reduced: dict[tuple[float, int], _Reduced] = field(default_factory=dict)
+    """By internal scale and the multiple that the network's sizes are of."""
 
 
 class Pipeline:
     """Everything between a frame and its result. Belongs to one worker thread.
 
     Args:
-        rosters: those of the ladder's bundles; None is the pass's own.
         policy: of the pass.
         clock: of the pass.
-        extend: tells the worker how long the next step may take, in s.
+        trials: where engines that failed are tried again.
+        extend: tells the worker how long the next step may take, in s, and in which engine it is.
         abandoned: whether the worker was given up meanwhile.
     """
 
     def __init__(
         self,
-        rosters: dict[str | None, Roster],
         policy: Policy,
         clock: Clock,
-        extend: Callable[[float], None],
+        trials: Trials,
+        extend: Callable[[float, Seat | None], None],
         abandoned: Callable[[], bool],
     ) -> None:
-        self.rosters = rosters
         self._policy = policy
         self._clock = clock
+        self._trials = trials
         self._extend = extend
         self._abandoned = abandoned
         self._sizes: OrderedDict[tuple[int, int, int], _Size] = OrderedDict()
         self._used: Roster | None = None
         self._suspected: set[str] = set()
         """What checks of motion and depth have found, without its numbers."""
-        self._next: dict[str | None, Roster] | None = None
-        self._lock = threading.Lock()  # of rosters and _next
-        self.seat: Seat | None = None
-        """The engine that is running a frame, so that it is known which one hangs."""
 
     @property
     def history_weight(self) -> np.ndarray | None:
@@ -113,42 +110,8 @@ class Pipeline:
                 return size.stabiliser.history_weight.copy()
         return None
 
-    def change_to(self, rosters: dict[str | None, Roster]) -> None:
-        """Use these engines from the next frame on; those before are freed then."""
-        with self._lock:
-            unused, self._next = self._next, rosters
-        if unused is not None:
-            close_all(unused)
-
-    def take_over(self) -> dict[str | None, Roster] | None:
-        """Change to the engines that are to be used next, if any; return those before.
-
-        For the worker's thread, or while the worker has nothing to do.
-        """
-        with self._lock:
-            if self._next is None:
-                return None
-            old, self.rosters, self._next = self.rosters, self._next, None
-            return old
-
-    def demote(self, seat: Seat, error: BackendError, size: tuple[int, int]) -> str | None:
-        """Let an engine rest that another thread found failing; see :meth:`Roster.failed`."""
-        for roster in self.rosters.values():
-            if seat in roster.seats:
-                return roster.failed(seat, error, size, self._clock.now())
-        return None
-
-    def close(self) -> None:
-        """Free every engine that does not hang. The worker must have ended, or been given up."""
-        close_all(self.rosters)
-        if self._next is not None:
-            close_all(self._next)
-
     def work(self, slot: Slot) -> None:
         """Make ``slot.result``, or set ``slot.error``."""
-        old = self.take_over()
-        if old is not None:
-            close_all(old)
         begin = self._clock.now()
         slot.engine = ""
         slot.resample = slot.infer = slot.stabilise = slot.composite = 0.0
@@ -167,12 +130,15 @@ class Pipeline:
     def _work(self, slot: Slot) -> None:
         size = self._size(slot)
         level = self._policy.ladder[slot.level]
-        roster = self._roster(level)
+        assert slot.rosters is not None
+        roster = _roster(slot.rosters, level)
         if roster is not self._used:
             # Another network's strokes are no history of this one's.
             if size.stabiliser is not None:
                 size.stabiliser.reset()
             self._used = roster
+        if slot.reset and size.stabiliser is not None:
+            size.stabiliser.reset()  # now, for the engine may fail on this frame
         settings = slot.settings
         mask = slot.mask if slot.has_mask else None
         plain = settings.strength == 1.0 and mask is None and settings.blend == "normal"
@@ -180,6 +146,7 @@ class Pipeline:
         styled = slot.result if plain and not steady else size.styled
         self._run(slot, size, level, roster, styled)
         if steady:
+            self._go_on()
             begin = self._clock.now()
             out = slot.result if plain else self._steady(size)
             self._stabilise(slot, size, styled, out)
@@ -188,6 +155,7 @@ class Pipeline:
         elif size.stabiliser is not None:
             size.stabiliser.reset()
         if not plain:
+            self._go_on()
             begin = self._clock.now()
             if size.compositor is None:
                 size.compositor = Compositor(*slot.result.shape[:2])
@@ -203,11 +171,9 @@ class Pipeline:
         self._check(slot, size)
         size.history_of = slot.sequence
 
-    def _roster(self, level: Level) -> Roster:
-        return (
-            self.rosters.get(None if level.bundle is None else str(level.bundle))
-            or (self.rosters[None])
-        )
+    def _go_on(self) -> None:
+        """Begin a step of the pass's own."""
+        self._extend(self._policy.hang_ms / 1e3, None)
 
     def _size(self, slot: Slot) -> _Size:
         key = (slot.height, slot.width, slot.scale)
@@ -233,9 +199,9 @@ class Pipeline:
         if level.scale == 1.0:
             self._infer(slot, roster, slot.source, styled, size.guard)
             return
-        reduced = size.reduced.get(level.scale)
+        rule = roster.source.size
+        reduced = size.reduced.get((level.scale, rule.multiple))
         if reduced is None:
-            rule = roster.source.size
             height, width = internal_size(slot.height, slot.width, level.scale, rule.multiple)
             small = (height * slot.scale, width * slot.scale)
             reduced = _Reduced(
@@ -245,11 +211,12 @@ class Pipeline:
                 result=np.empty((*small, 3), np.uint8),
                 guard=ResultGuard(height, width, slot.scale),
             )
-            size.reduced[level.scale] = reduced
+            size.reduced[level.scale, rule.multiple] = reduced
         begin = self._clock.now()
         reduced.down.resize(slot.source, reduced.source)
         middle = self._clock.now()
         self._infer(slot, roster, reduced.source, reduced.result, reduced.guard)
+        self._go_on()
         after = self._clock.now()
         reduced.up.resize(reduced.result, styled)
         slot.resample = (middle - begin + self._clock.now() - after) * 1e3
@@ -257,24 +224,27 @@ class Pipeline:
     def _infer(
         self, slot: Slot, roster: Roster, source: Frame, result: Frame, guard: ResultGuard
     ) -> None:
-        """Run the best engine that is not resting; a trial that fails is followed by another."""
+        """Run the best engine that works, and let those above it be tried again beside."""
         shape = (source.shape[0], source.shape[1])
-        failure: BaseException | None = None
+        slot.notes += roster.take_news()
         while True:
             now = self._clock.now()
-            seats = roster.candidates(shape, now)
-            if not seats:
-                if failure is not None:
-                    raise failure
+            seat: Seat | None = None
+            failed = []
+            for one in roster.candidates(shape, now):
+                if one.demoted:
+                    failed.append(one)
+                else:
+                    seat = one
+            for one in failed:
+                self._trials.begin(roster, one, source, urgent=seat is None)
+            if seat is None:
                 raise EnginesRestError(roster.outlook(now))
-            seat = seats[0]
-            trial = seat.demoted
-            begin = now
-            self.seat = seat
             try:
+                seat.change_over()
                 policy = self._policy
                 new = seat.runner is None or shape not in seat.sizes or seat.warming
-                self._extend((policy.start_ms if new else policy.hang_ms) / 1e3)
+                self._extend((policy.start_ms if new else policy.hang_ms) / 1e3, seat)
                 runner = load_seat(seat)
                 guard.mark(result)
                 begin = self._clock.now()
@@ -286,18 +256,12 @@ class Pipeline:
                 # Of any class: engines are other people's code.
                 if isinstance(error, FrameError):
                     raise  # no other engine would take it either
-                failure = error
                 line = roster.failed(seat, error, shape, self._clock.now())
                 if line is not None:
                     slot.notes.append(("demoted", line))
-                if shape not in seat.unfit and not isinstance(error, InvalidResultError):
-                    seat.close()  # it is loaded anew when it is tried again
-                if not trial and shape not in seat.unfit:
+                if shape not in seat.unfit:
                     raise
-                without_frames(error)
                 continue
-            finally:
-                self.seat = None
             slot.infer = (self._clock.now() - begin) * 1e3
             slot.engine = seat.name
             line = roster.worked(seat, shape)
@@ -318,8 +282,6 @@ class Pipeline:
     def _stabilise(self, slot: Slot, size: _Size, styled: Frame, out: Frame) -> None:
         if size.stabiliser is None:
             size.stabiliser = Stabiliser(slot.height, slot.width, scale=slot.scale)
-        if slot.reset:
-            size.stabiliser.reset()
         size.stabiliser.step(
             slot.source,
             styled,
@@ -383,3 +345,8 @@ class Pipeline:
                 size.previous = np.empty_like(slot.own_input)
             np.copyto(size.previous, slot.source)
             size.has_previous = True
+
+
+def _roster(rosters: Rosters, level: Level) -> Roster:
+    """Return the engines of a level, or where it has none, those of the pass's bundle."""
+    return rosters.get(None if level.bundle is None else str(level.bundle)) or rosters[None]

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
+import time
+from collections.abc import Callable, Iterator
 from typing import Literal
 
-from topcoat.runtime._errors import TopcoatError
+from topcoat.runtime._errors import PassError, TopcoatError
+from topcoat.runtime.render_pass._threads import start
 from topcoat.runtime.render_pass._worker import Clock
+
+_NICE = 10
+_LOOK_S = 0.25
+"""Somebody who waits looks so often whether the thread that is waited for hangs."""
+_inside = threading.local()
 
 State = Literal["waiting", "loading", "warming", "ready", "failed", "cancelled"]
 
@@ -16,8 +25,11 @@ State = Literal["waiting", "loading", "warming", "ready", "failed", "cancelled"]
 class Preparation:
     """Something that is being got ready; made by ``Pass.prepare`` and ``Pass.swap``."""
 
-    def __init__(self, what: str, began: float = 0.0) -> None:
+    def __init__(
+        self, what: str, began: float = 0.0, look: Callable[[], None] | None = None
+    ) -> None:
         self._what = what
+        self._look = look
         self.began = began
         """When it was asked for, in s of the pass's clock."""
         self._state: State = "waiting"
@@ -53,8 +65,22 @@ class Preparation:
 
         Raises:
             TopcoatError: it failed.
+            PassError: it is called from ``on_event``, on the thread that prepares.
         """
-        self._done.wait(timeout)
+        if not self.done and getattr(_inside, "preparing", False):
+            raise PassError(
+                "on_event is called by the thread that prepares, which would wait for itself for"
+                " ever; wait for a preparation elsewhere"
+            )
+        until = None if timeout is None else time.monotonic() + timeout
+        while True:
+            left = None if until is None else max(0.0, until - time.monotonic())
+            if self._done.wait(_LOOK_S if left is None else min(left, _LOOK_S)):
+                break
+            if left is not None and left <= _LOOK_S:
+                break
+            if self._look is not None:
+                self._look()
         if self._error is not None:
             raise self._error
         return self
@@ -78,8 +104,23 @@ class Preparation:
         """Return when nothing is loaded or warmed any more, if it has not ended for all that."""
         self._settled.wait()
 
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is loaded or warmed any more."""
+        return self._settled.is_set()
+
+    @contextlib.contextmanager
+    def inside(self) -> Iterator[None]:
+        """Refuse to wait, on this thread, for any preparation until this one is settled."""
+        _inside.preparing = True
+        try:
+            yield
+        finally:
+            _inside.preparing = False
+
     def settle(self) -> None:
         """Say that nothing is loaded or warmed any more; what was done is going to be told."""
+        _inside.preparing = False
         self._settled.set()
 
     @property
@@ -104,10 +145,36 @@ class Preparation:
             self._condition.notify_all()
 
 
-def lower_priority() -> None:
-    """Let the scheduler prefer the other threads of the process; Linux alone can do that.
+def at_low_priority(work: Callable[[], None]) -> None:
+    """Do something on a thread that the scheduler makes wait for others; return when it is done.
 
-    Threads that this one starts inherit it, so engines must have been loaded before.
+    Linux alone can do that. Threads inherit the priority of the one that starts them, so engines,
+    which have threads of their own, are to be loaded elsewhere.
+
+    Raises:
+        BaseException: what ``work`` raises.
     """
+    failures: list[BaseException] = []
+    ended = threading.Event()
+
+    def body() -> None:
+        try:
+            _lower_priority()
+            work()
+        except BaseException as error:
+            failures.append(error)
+        finally:
+            ended.set()
+
+    start(body, "warm-up")
+    ended.wait()
+    if failures:
+        raise failures.pop()
+
+
+def _lower_priority() -> None:
     if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+        thread = threading.get_native_id()
+        with contextlib.suppress(OSError):  # a sandbox may forbid it, and it is a courtesy
+            now = os.getpriority(os.PRIO_PROCESS, thread)
+            os.setpriority(os.PRIO_PROCESS, thread, max(now, _NICE))

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from topcoat.runtime.frames import Frame
 from topcoat.runtime.render_pass._composite import Blend
+from topcoat.runtime.render_pass._engines import Rosters, Seat
 from topcoat.runtime.render_pass._threads import start
 from topcoat.runtime.render_pass._types import EventKind
 
@@ -87,6 +88,8 @@ class Slot:
     """Of the frame's layout."""
     level: int = 0
     settings: Settings = field(default_factory=Settings)
+    rosters: Rosters | None = None
+    """The engines that run it; None when it has been run."""
 
     loaded: bool = False
     """Whether ``own_input`` holds the frame."""
@@ -110,6 +113,20 @@ class Slot:
 
     def __post_init__(self) -> None:
         self.source = self.own_input
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """What a thread that was given up leaves undone."""
+
+    slot: Slot | None
+    """The frame that it was at."""
+    seat: Seat | None
+    """The engine that it was in."""
+    limit: float
+    """How long that might have taken, in s."""
+    queued: tuple[Slot, ...]
+    done: tuple[Slot, ...]
 
 
 class Worker:
@@ -145,6 +162,7 @@ class Worker:
         """When the running frame was begun, or went on to another engine: s of the clock."""
         self.limit = limit
         """How long that may take, in s."""
+        self._at: Seat | None = None
         self.last_taken = -1
         """Sequence number of the latest frame that was begun."""
         self.ended = threading.Event()
@@ -171,12 +189,6 @@ class Worker:
             return self._done.popleft() if self._done else None
 
     @property
-    def outstanding(self) -> int:
-        """How many frames are queued, being run, or finished and not taken."""
-        with self._condition:
-            return len(self._queue) + len(self._done) + (self._running is not None)
-
-    @property
     def running(self) -> Slot | None:
         """The frame that is being run."""
         return self._running
@@ -186,12 +198,6 @@ class Worker:
         """Whether a frame is queued or being run."""
         with self._condition:
             return bool(self._queue) or self._running is not None
-
-    def overdue(self) -> bool:
-        """Whether the running frame has taken longer than it may."""
-        with self._condition:
-            # The same sum as in wait(), or the two might disagree by a rounding for ever.
-            return self._running is not None and self._clock.now() >= self.started + self.limit
 
     def wait(self, timeout: float | None) -> bool:
         """Wait until a frame is finished, nothing is being run, or the running one is overdue.
@@ -215,11 +221,17 @@ class Worker:
                 self._clock.wait(self._condition, left)
             return bool(self._done)
 
-    def extend(self, limit: float) -> None:
-        """Begin the running frame's time anew: it goes on to another engine, or loads one."""
+    def extend(self, limit: float, at: Seat | None = None) -> None:
+        """Begin the running frame's time anew: it goes on to something else.
+
+        Args:
+            limit: how long that may take, in s.
+            at: the engine that it goes on to; None: it is the pass's own work.
+        """
         with self._condition:
             self.started = self._clock.now()
             self.limit = limit
+            self._at = at
             self._condition.notify_all()
 
     @property
@@ -227,21 +239,36 @@ class Worker:
         """Whether nobody waits for this thread any more."""
         return self._abandoned
 
-    def abandon(self) -> tuple[Slot | None, tuple[Slot, ...], tuple[Slot, ...]]:
+    def abandon(self, *, if_overdue: bool = False) -> Left | None:
         """Give the thread up: what it does has no consequence any more, and it ends when it can.
 
+        Args:
+            if_overdue: only if the running frame has taken longer than it may.
+
         Returns:
-            The frame that it is at, those that it has not begun, and those that it has finished
-            and nobody has taken.
+            What it leaves undone; None if it is not given up.
         """
         with self._condition:
+            # The same sum as in wait(), or the two might disagree by a rounding for ever.
+            if if_overdue and (
+                self._running is None or self._clock.now() < self.started + self.limit
+            ):
+                return None
             self._abandoned = True
             self._stopping = True
-            queued, done = tuple(self._queue), tuple(self._done)
+            left = Left(self._running, self._at, self.limit, tuple(self._queue), tuple(self._done))
             self._queue.clear()
             self._done.clear()
             self._condition.notify_all()
-            return self._running, queued, done
+            return left
+
+    def needs(self, rosters: object) -> bool:
+        """Whether a frame that is queued or being run belongs to these engines."""
+        with self._condition:
+            return any(
+                slot is not None and slot.rosters is rosters
+                for slot in (*self._queue, self._running)
+            )
 
     def ask_to_stop(self) -> None:
         """Let the thread end after the frame that it is at."""
@@ -273,6 +300,7 @@ class Worker:
                 self._running = slot
                 self.started = self._clock.now()
                 self.limit = self._limit
+                self._at = None
                 self.last_taken = slot.sequence
             slot.queue = (self.started - slot.submitted) * 1e3
             self._work(slot)
