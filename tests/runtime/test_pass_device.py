@@ -505,10 +505,8 @@ def host_seat(clock: FakeClock, name: str = "openvino-cpu bf16") -> Seat:
 class HostOnly(RigSource):
     """A bundle whose engines take frames of the host alone."""
 
-    def open(self) -> list[Seat]:
-        seats = list(self.before)
-        seats[0].runner = seats[0].open()
-        return seats
+    def seats(self) -> list[Seat]:
+        return list(self.before)
 
 
 def test_engines_of_the_host_let_frames_pass_and_say_which_would_do(
