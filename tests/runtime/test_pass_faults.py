@@ -758,6 +758,7 @@ def test_a_listener_inside_a_call_cannot_begin_another_and_is_told_so(
     (record,) = [one for one in caplog.records if one.getMessage() == "on_event raised"]
     assert record.exc_info
     assert isinstance(record.exc_info[1], PassThreadError)
+    assert "was called inside a call of the pass" in str(record.exc_info[1])
 
 
 # --- wrong use ----------------------------------------------------------------------------------

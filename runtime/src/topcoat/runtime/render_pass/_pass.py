@@ -32,7 +32,7 @@ from topcoat.runtime.render_pass._frame import RenderFrame
 from topcoat.runtime.render_pass._governor import LadderGovernor
 from topcoat.runtime.render_pass._inputs import Inputs
 from topcoat.runtime.render_pass._lane import Lane
-from topcoat.runtime.render_pass._loading import Loader
+from topcoat.runtime.render_pass._loading import Loader, check_sizes
 from topcoat.runtime.render_pass._pixels import Copy, PixelPlan
 from topcoat.runtime.render_pass._preparation import Preparation
 from topcoat.runtime.render_pass._settings import changed
@@ -139,6 +139,7 @@ class Pass:
         self._settings_lock = threading.Lock()
         self._options: dict[str, Any] = {}
         self._entry = threading.Lock()
+        self._entered_by: int | None = None
         self._closed = False
         self._unseen = False
         """What is to be shown has not been shown yet."""
@@ -237,7 +238,7 @@ class Pass:
             FrameError: the network does not take frames of that size.
         """
         source = BundleSource(bundle)
-        height, width = result_size
+        ((height, width),) = check_sizes((result_size,))
         scale = source.scale
         if min(height, width) < 1 or height % scale or width % scale:
             raise PassError(
@@ -356,7 +357,7 @@ class Pass:
         try:
             return self._present(_as_frame(frame), out)
         finally:
-            self._entry.release()
+            self._leave()
 
     def present_device(
         self, color: object, out: object, stream: int | None = None, *, index: int | None = None
@@ -406,7 +407,7 @@ class Pass:
         try:
             return self._present_device(color, out, stream, index)
         finally:
-            self._entry.release()
+            self._leave()
 
     def submit(self, frame: RenderFrame | NDArray[np.uint8]) -> bool:
         """Give a frame to the network, and come back for its result later.
@@ -453,7 +454,7 @@ class Pass:
                 self._uncollected.append(slot)
             return True
         finally:
-            self._entry.release()
+            self._leave()
 
     def collect(self, out: NDArray[Any] | None = None, *, wait: bool = True) -> Result | None:
         """Return the result of what was submitted.
@@ -497,13 +498,13 @@ class Pass:
             self._unseen = False
             return self._logged(self._delivery.newest(plan, call), call)
         finally:
-            self._entry.release()
+            self._leave()
 
     def reset(self) -> None:
         """Say that the next frame has nothing to do with the last: a camera cut."""
         self._enter()
         self._inputs.reset()
-        self._entry.release()
+        self._leave()
 
     def set(
         self,
@@ -555,7 +556,7 @@ class Pass:
             if self._lane.hanging:
                 self._tell("closed", "an engine still hangs; its thread is left to itself")
         finally:
-            self._entry.release()
+            self._leave()
 
     def __enter__(self) -> Pass:
         return self
@@ -645,14 +646,25 @@ class Pass:
     def _enter(self) -> None:
         self._check_open()
         if not self._entry.acquire(blocking=False):
+            if self._entered_by == threading.get_ident():
+                raise PassThreadError(
+                    f"on_event of this pass of {self._loader.source.name} was called inside a call"
+                    " of the pass and makes another one; note what is to be done, and do it when"
+                    " the call has returned"
+                )
             raise PassThreadError(
                 f"two threads use this pass of {self._loader.source.name} at once; present,"
                 " submit, collect, reset and close belong to one thread at a time: use a lock, or"
                 " a pass for each thread"
             )
+        self._entered_by = threading.get_ident()
         if self._closed:
-            self._entry.release()
+            self._leave()
             self._check_open()
+
+    def _leave(self) -> None:
+        self._entered_by = None
+        self._entry.release()
 
     def _begin(self, frame: RenderFrame, out: NDArray[Any] | None) -> PixelPlan:
         """Look at a frame: its layout, its number, whether it follows the last one.
