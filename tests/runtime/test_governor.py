@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.runtime.allocations import peak_growth
 from topcoat.runtime._errors import PassError
-from topcoat.runtime.render_pass._governor import Governor, LadderGovernor
+from topcoat.runtime.render_pass._governor import LadderGovernor
 from topcoat.runtime.render_pass._types import Level, Policy
 
 BUDGET = 33.3
@@ -22,7 +22,7 @@ Load = Callable[[int, int], float]
 Changes = list[tuple[int, int]]
 
 
-def changes(governor: Governor, frames: int, load: Load) -> Changes:
+def changes(governor: LadderGovernor, frames: int, load: Load) -> Changes:
     """Run frames at the level that the governor says; return (frames run, new level) of each."""
     found: Changes = []
     for frame in range(1, frames + 1):
@@ -255,13 +255,6 @@ def test_with_n_times_the_budget_there_is_no_need_to_go_further_down() -> None:
         governor = LadderGovernor(BUDGET, policy)
         found = changes(governor, 500, at_every_level(work))
         assert [level for _, level in found] == levels
-
-
-def test_late_frames_count_whatever_they_took() -> None:
-    governor = ladder()
-    lines = [governor.observe(5.0, FULL, late=True) for _ in range(4)]
-    assert lines[:3] == [None] * 3
-    assert governor.level == THREE_QUARTERS
 
 
 def test_without_a_budget_or_a_ladder_the_level_is_0_for_ever() -> None:

@@ -469,12 +469,16 @@ def test_warm_ups_are_never_made_more_important(now: int, monkeypatch: pytest.Mo
         raise PermissionError("not here")
 
     monkeypatch.setattr(os, "setpriority", set_priority)
+
+    def fail() -> None:
+        raise broken()
+
     done: list[int] = []
     at_low_priority(lambda: done.append(threading.get_native_id()))
     assert given == [max(now, 10)]
     assert done != [threading.get_native_id()]
     with pytest.raises(BackendError, match="it broke"):
-        at_low_priority(lambda: (_ for _ in ()).throw(broken()))
+        at_low_priority(fail)
 
 
 # --- wrong use ----------------------------------------------------------------------------------
@@ -510,6 +514,26 @@ def test_a_listener_that_waits_for_a_preparation_on_its_own_thread_is_refused(
     assert record.exc_info
     assert "would wait for itself" in str(record.exc_info[1])
     assert [event.kind for event in stage.events] == ["demoted", "ready"]
+
+
+def test_after_a_swap_no_result_is_said_to_be_of_the_ladders_other_bundle(stage: Stage) -> None:
+    small, other = stage.script(0.03), stage.script(0.03, shift=90)
+    subject = Pass(
+        ScriptedSource(stage.script(0.03)),
+        budget_ms=20,
+        policy=Policy(ladder=(Level(), Level(bundle="small.topcoat"))),
+        clock=stage.clock,
+        level_sources={"small.topcoat": ScriptedSource(small, name="small")},
+    )
+    stage.clock.watch(subject)
+    stage.passes.append(subject)
+    subject.prepare().wait()
+    seen = stage.show(subject, 30)
+    assert (seen[-1].engine, seen[-1].reason) == ("small-0", "small.topcoat, internal scale 1")
+    subject.swap_source(ScriptedSource(other, name="other"), sizes=()).wait()
+    last = stage.show(subject, 5)[-1]
+    assert (last.engine, last.status) == ("other-0", Status.DEGRADED)
+    assert last.reason == "internal scale 1; other has no smaller network for this level"
 
 
 # --- everything at once -------------------------------------------------------------------------

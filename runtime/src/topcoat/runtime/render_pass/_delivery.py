@@ -203,7 +203,7 @@ class Delivery:
     def _quality(self, slot: Slot) -> tuple[Status, str]:
         """Return the status of a new result, and why it is no better."""
         if slot.level:
-            return Status.DEGRADED, str(self._policy.ladder[slot.level])
+            return Status.DEGRADED, slot.quality or str(self._policy.ladder[slot.level])
         return Status.FRESH, ""
 
     def passed_through(

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import dataclass
-from typing import Protocol
 
 from topcoat.runtime._errors import PassError
 from topcoat.runtime.render_pass._types import Policy
@@ -33,29 +32,6 @@ class _Ratio:
     """Whether the lower level cost the same before and after, so that no load made the ratio."""
     until: int
     """The frame up to which it is believed against what pixels say."""
-
-
-class Governor(Protocol):
-    """Chooses the level of the ladder for the frames to come."""
-
-    @property
-    def level(self) -> int:
-        """Of the next frame: 0 is full quality."""
-
-    def observe(self, work_ms: float, level: int, late: bool = False) -> str | None:
-        """Take note of a frame that was run, in the order in which they were.
-
-        Args:
-            work_ms: what it took the worker, in ms.
-            level: at which it was run; the governor may have moved on meanwhile.
-            late: whether it counts as over the budget whatever it took.
-
-        Returns:
-            One line that says why, if ``level`` has changed.
-        """
-
-    def reset(self) -> None:
-        """Forget what frames cost: another bundle or frame size begins. The level stays."""
 
 
 class LadderGovernor:
@@ -128,14 +104,13 @@ class LadderGovernor:
         self._recent.clear()
         self._missed.clear()
 
-    def observe(self, work_ms: float, level: int, late: bool = False) -> str | None:
+    def observe(self, work_ms: float, level: int) -> str | None:
         """Take note of a frame that was run, in the order in which they were.
 
         Args:
             work_ms: what it took the worker, in ms; what is no time at all is left out of account.
             level: at which it was run. Frames of another level than the present one, which were
                 under way when it changed, are left out of account.
-            late: whether it counts as over the budget whatever it took.
 
         Returns:
             One line that says why, if ``level`` has changed.
@@ -145,8 +120,8 @@ class LadderGovernor:
         if not (math.isfinite(work_ms) and work_ms >= 0):
             return None
         allowed = self._budget * self._ladder[level].every_n
-        self._recent.append(max(work_ms, allowed) if late else work_ms)
-        self._missed.append(late or work_ms > allowed)
+        self._recent.append(work_ms)
+        self._missed.append(work_ms > allowed)
         self._frames += 1
         self._held += 1
         if level + 1 < len(self._ladder) and sum(self._missed) >= self._policy.down_after:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -113,7 +113,7 @@ class Pipeline:
     def work(self, slot: Slot) -> None:
         """Make ``slot.result``, or set ``slot.error``."""
         begin = self._clock.now()
-        slot.engine = ""
+        slot.engine = slot.quality = ""
         slot.resample = slot.infer = slot.stabilise = slot.composite = 0.0
         try:
             self._work(slot)
@@ -132,6 +132,9 @@ class Pipeline:
         level = self._policy.ladder[slot.level]
         assert slot.rosters is not None
         roster = _roster(slot.rosters, level)
+        if level.bundle is not None and roster is slot.rosters[None]:
+            own = replace(level, bundle=None)
+            slot.quality = f"{own}; {roster.source.name} has no smaller network for this level"
         if roster is not self._used:
             # Another network's strokes are no history of this one's.
             if size.stabiliser is not None:

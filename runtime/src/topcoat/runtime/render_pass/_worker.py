@@ -106,6 +106,8 @@ class Slot:
     work: float = 0.0
     """ms, all of them, except for ``submitted`` (s of the clock)."""
     engine: str = ""
+    quality: str = ""
+    """What its level came to, where that is not what the ladder says; "" otherwise."""
     error: Exception | None = None
     """Why there is no result."""
     notes: list[tuple[EventKind, str]] = field(default_factory=list)
