@@ -47,8 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.frames < 1:
         parser.error(f"--frames must be at least 1, got {arguments.frames}")
     rows = measure(arguments)
+    from topcoat.runtime._machine import processor
+
     result = {
-        "machine": {"processor": _processor(), "logical": os.cpu_count()},
+        "machine": {"processor": processor(), "logical": os.cpu_count()},
         "python": platform.python_version(),
         "norm": arguments.norm,
         "frames": arguments.frames,
@@ -200,16 +202,6 @@ def _sizes(text: str) -> list[tuple[int, int]]:
             f"{text!r} is not a list of sizes such as 640x360, whose sides are multiples of 4"
         )
     return [(width, height) for width, height in sizes]
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor()
 
 
 if __name__ == "__main__":

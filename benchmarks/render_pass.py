@@ -33,6 +33,7 @@ from typing import Any
 import numpy as np
 
 import topcoat.runtime as tr
+from topcoat.runtime._machine import processor
 
 ROOT = Path(__file__).resolve().parents[1]
 BUNDLE = ROOT / "tests" / "runtime" / "data" / "blocks.topcoat"
@@ -66,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "allow_unverified": True,
     }
     result: dict[str, Any] = {
-        "machine": {"processor": _processor(), "logical": os.cpu_count()},
+        "machine": {"processor": processor(), "logical": os.cpu_count()},
         "python": platform.python_version(),
         "numpy": np.__version__,
         "backend": arguments.backend,
@@ -271,16 +272,6 @@ def show(measured: dict[str, Any]) -> None:
             shown = "  ".join(f"{name} {value:6.2f}" for name, value in times.items())
             what = row.get("layout") or row.get("case")
             print(f"  {width}x{height:<6}{what:<30}{shown}  p99 {row['present_p99_ms']:.2f}")
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor()
 
 
 if __name__ == "__main__":

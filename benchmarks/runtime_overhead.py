@@ -46,8 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = measure_process(arguments.bundle, arguments.frames, arguments.threads)
     kept = imports["median_ms"] <= PROMISED_IMPORT_MS and not imports["loaded"]
     kept = kept and all(r["ratio"] <= PROMISED_RATIO for r in rows if r["promised"])
+    from topcoat.runtime._machine import processor
+
     result = {
-        "machine": {"processor": _processor(), "logical": os.cpu_count()},
+        "machine": {"processor": processor(), "logical": os.cpu_count()},
         "python": platform.python_version(),
         "bundle": arguments.bundle.name,
         "import": imports,
@@ -229,16 +231,6 @@ def show(result: dict[str, Any]) -> None:
             f"{row['process_ms']:>12.3f}{row['ratio']:>8.3f}{mark}"
         )
     print("\npromises kept" if result["promises_kept"] else "\nPROMISES NOT KEPT")
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor()
 
 
 if __name__ == "__main__":

@@ -47,6 +47,7 @@ import numpy as np
 import numpy.typing as npt
 
 import topcoat.runtime as tr
+from topcoat.runtime._machine import processor
 from topcoat.runtime.render_pass._engines import BundleSource, Runner, Seat
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -732,16 +733,6 @@ def show_rhythms(title: str, report: dict[str, Any]) -> None:
             f"{row['infer_p50']:>11.2f}{row['infer_p99']:>8.2f}"
             f"{row['present_p50']:>13.2f}{row['present_p99']:>8.2f}"
         )
-
-
-def processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor()
 
 
 if __name__ == "__main__":

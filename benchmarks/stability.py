@@ -34,6 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import topcoat.runtime as tr
+from topcoat.runtime._machine import processor
 from topcoat.runtime.render_pass._stabiliser import Stabiliser
 from topcoat.runtime.stability import (
     Scene,
@@ -93,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     distance = style_distance(arguments.style, arguments.loss_weights) if arguments.style else None
     rows = [measure(sequences, strength, distance) for strength in STRENGTHS]
     result: dict[str, Any] = {
-        "machine": {"processor": platform.processor(), "logical": os.cpu_count()},
+        "machine": {"processor": processor(), "logical": os.cpu_count()},
         "python": platform.python_version(),
         "numpy": np.__version__,
         "bundle": arguments.bundle.name,

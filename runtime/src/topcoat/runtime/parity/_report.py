@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
 from topcoat.runtime._errors import ParityError
+from topcoat.runtime._machine import processor
 from topcoat.runtime.parity._difference import Difference, Summary, summary
 from topcoat.runtime.parity._engines import Engine
 from topcoat.runtime.parity._gates import GATES, Gate
@@ -184,20 +184,7 @@ def gates_json() -> dict[str, dict[str, dict[str, float]]]:
 def machine() -> dict[str, str]:
     """Say on what machine a comparison is made."""
     return {
-        "processor": _processor(),
+        "processor": processor(),
         "system": platform.system(),
         "numpy": np.__version__,
     }
-
-
-def _processor() -> str:
-    def lines() -> Iterator[str]:
-        try:
-            yield from Path("/proc/cpuinfo").read_text().splitlines()
-        except OSError:
-            return
-
-    for line in lines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from topcoat.runtime._errors import BackendError
+from topcoat.runtime._machine import processor
 from topcoat.runtime._percentiles import nearest_rank
 from topcoat.runtime._textures import nearest_texture_size
 from topcoat.runtime.backends import all_backends
@@ -296,7 +297,7 @@ def _measure_once(cell: Cell, settings: Settings) -> None:
 
 
 def _machine() -> dict[str, str]:
-    facts = {"processor": _processor(), "logical processors": str(os.cpu_count() or "unknown")}
+    facts = {"processor": processor(), "logical processors": str(os.cpu_count() or "unknown")}
     try:
         pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         facts["memory"] = f"{pages / 2**30:.0f} GiB"
@@ -306,16 +307,6 @@ def _machine() -> dict[str, str]:
     with contextlib.suppress(AttributeError, OSError):
         facts["load before"] = f"{os.getloadavg()[0]:.2f} (1 minute average)"
     return facts
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def _versions(settings: Settings) -> dict[str, str]:
