@@ -488,10 +488,11 @@ def test_warm_ups_are_never_made_more_important(now: int, monkeypatch: pytest.Mo
 def test_sizes_that_are_none_are_refused_at_once(stage: Stage, sizes: tuple[object, ...]) -> None:
     subject = stage.open(stage.script())
     other = ScriptedSource(stage.script(), name="other")
-    for call in (
+    calls: tuple[Callable[[], object], ...] = (
         lambda: subject.prepare(*sizes),  # type: ignore[arg-type]
         lambda: subject.swap_source(other, sizes=sizes),  # type: ignore[arg-type]
-    ):
+    )
+    for call in calls:
         with pytest.raises(PassError, match=r"wanted \(height, width\) in whole pixels"):
             call()
     assert stage.show(subject, 2)[-1].status is Status.FRESH

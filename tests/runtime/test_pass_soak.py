@@ -65,7 +65,7 @@ def test_nothing_is_left_behind_by_changes_and_faults(soak: ModuleType, mode: st
     # A frame that was kept for each swap, change or fault would be 27 KB and more each time.
     assert report.traced_growth < 100_000
     if mode != "live":
-        assert report.checked_pictures >= 3
+        assert report.checked_pictures >= 1
 
 
 def test_the_floor_of_readings_shows_a_leak_through_the_noise(soak: ModuleType) -> None:
