@@ -513,7 +513,12 @@ def calm(subject: tr.Pass, app: Application) -> int:
         for _ in range(4):
             subject.present(app.frame())
             time.sleep(0.01)
-    settle(lambda: lane.hanging == 0 and not (lane._worker is not None and lane._worker.busy))
+    settle(
+        lambda: (
+            lane.hanging == lane.trying == subject._loader.at_work == 0
+            and not (lane._worker is not None and lane._worker.busy)
+        )
+    )
     gc.collect()
     return tracemalloc.get_traced_memory()[0]
 
