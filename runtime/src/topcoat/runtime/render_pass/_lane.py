@@ -244,6 +244,7 @@ class Lane:
         """Account for a frame in which a thread hangs, and for the engine that it hangs in."""
         slot, seat = left.slot, left.seat
         assert slot is not None
+        self._given_up = [one for one in self._given_up if not one.ended.is_set()]
         self._given_up.append(worker)
         self.failures += 1
         text = f"it has not come back for {left.limit:g} s and is given up"
