@@ -194,3 +194,17 @@ def peak_growth(frame: Callable[[], None]) -> int:
         return tracemalloc.get_traced_memory()[1] - before
     finally:
         tracemalloc.stop()
+
+
+def test_the_nearest_pixel_is_taken_where_that_is_asked_for() -> None:
+    rng = np.random.default_rng(0)
+    picture = rng.integers(0, 256, (40, 60, 3), np.uint8)
+    motion = rng.uniform(-9, 9, (40, 60, 2)).astype(np.float32)
+    out = np.empty_like(picture)
+    Warper(40, 60).warp(picture, motion, out, nearest=True)
+    y, x = np.mgrid[:40, :60]
+    # Positions are rounded to 256ths first, halves go up.
+    places = np.round((np.stack([x, y], -1) + motion) * 256) / 256
+    columns = np.clip(np.floor(places[..., 0] + 0.5).astype(int), 0, 59)
+    rows = np.clip(np.floor(places[..., 1] + 0.5).astype(int), 0, 39)
+    assert np.array_equal(out, picture[rows, columns])

@@ -267,7 +267,7 @@ class Delivery:
         if way is None:
             return None
         self._warped.reverse()
-        self._warper.warp(shown.result, way, self._warped[0])
+        self._warper.warp(shown.result, way, self._warped[0], nearest=True)
         return self._warped[0]
 
     def _store(
