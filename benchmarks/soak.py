@@ -167,16 +167,17 @@ SLOW, HANG = 0.02, 0.4
 
 
 class FaultyRunner:
-    """A real engine that fails now and then."""
+    """A real engine that fails now and then, unless it is the sound one that stands in."""
 
-    def __init__(self, runner: Runner, faults: Faults) -> None:
+    def __init__(self, runner: Runner, faults: Faults, *, sound: bool = False) -> None:
         self._runner = runner
         self._faults = faults
+        self._sound = sound
         faults.opened += 1
 
     def run(self, source: tr.Frame, result: tr.Frame) -> object:
         """Run the engine, or fail."""
-        fault = self._faults.next()
+        fault = "" if self._sound else self._faults.next()
         if fault == "error":
             raise tr.BackendError("an error on purpose")
         if fault == "lost":
@@ -194,23 +195,30 @@ class FaultyRunner:
 
 
 class FaultySource(BundleSource):
-    """A bundle whose engines fail now and then."""
+    """A bundle whose engine fails now and then, and a sound one that stands in meanwhile."""
 
     def __init__(self, settings: Settings, faults: Faults) -> None:
         super().__init__(settings.bundle, **settings.options())
         self._faults = faults
 
     def open(self) -> list[Seat]:
-        """Load them."""
+        """Load the first one."""
         seats = super().open()
-        for seat in seats:
-            seat.open = self._faulty(seat.open)
-            if seat.runner is not None:
-                seat.runner = FaultyRunner(seat.runner, self._faults)
-        return seats
+        assert seats[0].runner is not None
+        runner = FaultyRunner(seats[0].runner, self._faults)
+        made = self._pair(seats[0].open)
+        made[0].runner = runner
+        return made
 
-    def _faulty(self, load: Callable[[], Runner]) -> Callable[[], Runner]:
-        return lambda: FaultyRunner(load(), self._faults)
+    def seats(self) -> list[Seat]:
+        """Load none."""
+        return self._pair(super().seats()[0].open)
+
+    def _pair(self, load: Callable[[], Runner]) -> list[Seat]:
+        return [
+            Seat("faulty", lambda: FaultyRunner(load(), self._faults)),
+            Seat("sound", lambda: FaultyRunner(load(), self._faults, sound=True)),
+        ]
 
 
 # --- soak ---------------------------------------------------------------------------------------
