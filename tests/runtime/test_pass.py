@@ -25,6 +25,7 @@ from topcoat.runtime.render_pass import (
     Result,
     Status,
 )
+from topcoat.runtime.render_pass._warp import Warper
 from topcoat.runtime.stability import Scene
 
 CameraMove = Literal["static", "pan", "tilt", "truck", "pedestal", "dolly", "walk"]
@@ -962,3 +963,21 @@ def test_debug_views_show_input_motion_and_history(make: MakePass, clock: FakeCl
     assert subject.debug_view("history").shape == (24, 32, 3)
     with pytest.raises(PassError, match="wanted input"):
         subject.debug_view("depth")  # type: ignore[arg-type]
+
+
+def test_a_result_is_not_moved_where_that_would_cost_a_third_of_the_budget(
+    make: MakePass, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(*_: object, **__: object) -> None:
+        clock.advance(0.011)
+
+    monkeypatch.setattr(Warper, "warp", slow)
+    policy = Policy(hang_ms=60_000, max_age=100, ladder=(Level(),))
+    subject = make(Script(clock, [0.001, 100.0]), budget_ms=30, policy=policy)
+    motion = Motion(data=np.zeros((24, 32, 2), np.float32))
+    names = []
+    for _ in range(5):
+        names.append(subject.present(RenderFrame(color=picture(), motion=motion)).status.name)
+        clock.advance(0.010)
+    # The first one tells what it costs.
+    assert names == ["PASSTHROUGH", "FRESH", "WARPED", "REUSED", "REUSED"]

@@ -39,7 +39,7 @@ class Delivery:
         policy: of the pass.
         clock: of the pass.
         inputs: of the pass.
-        budget_ms: of the pass; a result is not moved where that would take half of it.
+        budget_ms: of the pass; a result is not moved where that would take a third of it.
         release: takes back a slot that is not shown any more.
     """
 
@@ -243,12 +243,14 @@ class Delivery:
         """
         if self._budget_ms is not None:
             spent = (self._clock.now() - call.began) * 1e3
-            if spent + self._move_ms > self._budget_ms / 2:
+            if spent + self._move_ms > self._budget_ms / 3:
                 self._move_ms *= 0.98  # a busy moment is no verdict for ever
                 return None
         begin = self._clock.now()
         moved = self._moved(shown)
-        self._move_ms += 0.25 * ((self._clock.now() - begin) * 1e3 - self._move_ms)
+        if moved is not None:
+            took = (self._clock.now() - begin) * 1e3
+            self._move_ms = took if not self._move_ms else 0.75 * self._move_ms + 0.25 * took
         return moved
 
     def _moved(self, shown: Slot) -> NDArray[np.uint8] | None:
@@ -259,13 +261,14 @@ class Delivery:
             self._warper = Warper(shown.height, shown.width)
             self._way = np.empty((shown.height, shown.width, 2), np.float32)
             self._warped = [np.empty_like(shown.result) for _ in range(2)]
-        if sequence - shown.sequence == 1:
-            way = motions.latest(sequence)
-        else:
-            known = motions.chain(sequence, shown.sequence, self._way)
-            way = self._way if known else None
-        if way is None:
+        way = motions.latest(sequence)
+        if way is None or not motions.reaches(sequence, shown.sequence):
             return None
+        age = sequence - shown.sequence
+        if age > 1:
+            # As if everything had gone on evenly: following each frame's motion would take twice
+            # the time on the thread that is late already.
+            way = np.multiply(way, np.float32(age), out=self._way)
         self._warped.reverse()
         self._warper.warp(shown.result, way, self._warped[0], nearest=True)
         return self._warped[0]

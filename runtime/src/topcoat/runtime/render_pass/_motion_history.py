@@ -61,6 +61,12 @@ class MotionHistory:
         place = sequence % KEPT
         return self._field(place) if self._sequences[place] == sequence else None
 
+    def reaches(self, newest: int, oldest: int) -> bool:
+        """Return whether the motion of every frame between these two is known."""
+        return 0 < newest - oldest <= KEPT and all(
+            self._sequences[step % KEPT] == step for step in range(newest, oldest, -1)
+        )
+
     def chain(self, newest: int, oldest: int, out: Field) -> bool:
         """Write where the content of frame ``newest`` was in frame ``oldest``.
 
@@ -72,12 +78,9 @@ class MotionHistory:
         Returns:
             Whether the motion of every frame in between is known; if not, ``out`` is undefined.
         """
-        if not 0 < newest - oldest <= KEPT:
+        if not self.reaches(newest, oldest):
             return False
-        steps = range(newest, oldest, -1)
-        if any(self._sequences[step % KEPT] != step for step in steps):
-            return False
-        fields = [self._field(step % KEPT) for step in steps]
+        fields = [self._field(step % KEPT) for step in range(newest, oldest, -1)]
         if len(fields) == 1:
             np.copyto(out, fields[0])
             return True
