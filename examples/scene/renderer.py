@@ -1,6 +1,7 @@
 """Draw frames of the scene: colour, depth and motion vectors in one pass, three render targets."""
 
 import ctypes.util
+import os
 from typing import Any, NamedTuple
 
 import moderngl
@@ -40,6 +41,9 @@ def create_context() -> moderngl.Context:
     Raises:
         ExampleError: there is no OpenGL here; one line says what to install.
     """
+    # Mesa's software renderer would draw on every core, and the network needs one. Other drivers
+    # know nothing of this.
+    os.environ.setdefault("LP_NUM_THREADS", "0")
     attempts: list[dict[str, Any]] = [{}]
     if ctypes.util.find_library("EGL") or not ctypes.util.find_library("X11"):
         # EGL needs no display; the names are given since find_library depends on ldconfig.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -574,7 +575,7 @@ def test_wrong_settings_are_refused(clock: FakeClock, wrong: dict[str, object], 
         {"late": "never"},
         {"max_age": -1},
         {"hang_ms": 0},
-        {"hang_ms": None},
+        {"start_ms": None},
         {"ladder": ()},
         {"headroom": 1.5},
         {"down_after": 9, "window": 8},
@@ -981,3 +982,44 @@ def test_a_result_is_not_moved_where_that_would_cost_a_third_of_the_budget(
         clock.advance(0.010)
     # The first one tells what it costs.
     assert names == ["PASSTHROUGH", "FRESH", "WARPED", "REUSED", "REUSED"]
+
+
+@pytest.mark.parametrize("mode", ["sync", "file"])
+def test_engines_that_are_trusted_run_on_the_calling_thread(
+    make: MakePass, clock: FakeClock, mode: str
+) -> None:
+    threads: list[int] = []
+
+    def note() -> None:
+        threads.append(threading.get_ident())
+
+    script = Script(clock, [note])
+    subject = make(script, mode=mode, policy=Policy(hang_ms=None))
+    for seed in range(5):
+        result = subject.present(picture(seed))
+        assert (result.status, result.index, result.age_frames) == (Status.FRESH, seed, 0)
+        assert np.array_equal(result.image, styled(picture(seed)))
+    assert set(threads) == {threading.get_ident()}
+
+
+def test_a_trusted_engine_that_fails_is_demoted_like_any_other(
+    make: MakePass, clock: FakeClock
+) -> None:
+    policy = Policy(hang_ms=None)
+    subject = make(
+        Script(clock, [ValueError("broken")]), Script(clock, shift=90), mode="sync", policy=policy
+    )
+    first, second = (subject.present(picture(seed)) for seed in range(2))
+    assert (first.status, second.status) == (Status.PASSTHROUGH, Status.FRESH)
+    assert np.array_equal(second.image, styled(picture(1), 90))
+
+
+def test_ctrl_c_interrupts_a_frame_on_the_calling_thread_and_the_pass_goes_on(
+    make: MakePass, clock: FakeClock
+) -> None:
+    script = Script(clock, [KeyboardInterrupt(), 0.0])
+    subject = make(script, mode="sync", policy=Policy(hang_ms=None))
+    with pytest.raises(KeyboardInterrupt):
+        subject.present(picture())
+    result = subject.present(picture(1))
+    assert (result.status, result.index) == (Status.FRESH, 1)

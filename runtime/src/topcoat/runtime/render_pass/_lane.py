@@ -22,6 +22,10 @@ _CUTS_TOLD = 3
 """A strobe makes one with every flash."""
 
 
+_CLOSE_S = 2.0
+"""Closing waits for a frame under way so long at most, where frames may take however long."""
+
+
 class Lane:
     """One worker and the slots that travel to it. Belongs to the thread that presents.
 
@@ -117,9 +121,7 @@ class Lane:
             extend=lambda limit, seat: worker.extend(limit, seat),
             abandoned=lambda: worker.abandoned,
         )
-        worker = Worker(
-            pipeline.work, self._clock, self._policy.hang_ms / 1e3, queued=queued, done=done
-        )
+        worker = Worker(pipeline.work, self._clock, self._policy.hang_s, queued=queued, done=done)
         self._pipeline, self._worker = pipeline, worker
         self._estate.worker = worker
         worker.start()
@@ -164,8 +166,8 @@ class Lane:
             generation=self._generation,
         )
 
-    def give(self, slot: Slot, began: float) -> None:
-        """Queue a slot that was filled since ``began``."""
+    def give(self, slot: Slot, began: float, *, here: bool = False) -> None:
+        """Queue a slot that was filled since ``began``, or run it on this thread if it is idle."""
         assert self._worker is not None
         slot.error = None
         slot.finished = False
@@ -173,7 +175,10 @@ class Lane:
         self._last_given = slot.sequence
         slot.submitted = self._clock.now()
         slot.load = (slot.submitted - began) * 1e3
-        self._worker.put(slot)
+        if here and self._pipeline is not None:
+            self._worker.run_here(slot, self._pipeline)
+        else:
+            self._worker.put(slot)
         if self._left:
             self.free_unused()
 
@@ -282,7 +287,7 @@ class Lane:
     def close(self) -> None:
         """Stop the worker and free the engines that do not hang."""
         worker = self._worker
-        if worker is not None and not worker.stop(self._policy.hang_ms / 1e3):
+        if worker is not None and not worker.stop(min(self._policy.hang_s, _CLOSE_S)):
             left = worker.abandon()
             self._given_up.append(worker)
             if left is not None and left.seat is not None:

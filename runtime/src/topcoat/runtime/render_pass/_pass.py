@@ -745,7 +745,7 @@ class Pass:
             slot, frame, settings, before=self._lane.before, borrow=borrow
         )
         slot.level = self._governor.level
-        self._lane.give(slot, began)
+        self._lane.give(slot, began, here=borrow and self._policy.hang_ms is None)
         call.load = slot.load
         return slot
 

@@ -99,6 +99,8 @@ class Pipeline:
         self._abandoned = abandoned
         self._sizes: OrderedDict[tuple[int, int, int], _Size] = OrderedDict()
         self._used: Roster | None = None
+        self.here = False
+        """Whether it works on the application's thread, which Ctrl-C interrupts."""
         self._suspected: set[str] = set()
         """What checks of motion and depth have found, without its numbers."""
 
@@ -121,8 +123,11 @@ class Pipeline:
             without_frames(error)
             slot.error = error
         # Of an engine or a number nobody thought of, and what derives from BaseException alone: a
-        # library's panic, or its sys.exit(). Nothing that the user presses comes to this thread.
+        # library's panic, or its sys.exit(). What the user presses comes to the application's
+        # thread alone, see `here`.
         except BaseException as error:
+            if self.here and isinstance(error, KeyboardInterrupt):
+                raise
             without_frames(error)
             slot.error = BackendError(f"{type(error).__name__}: {one_line(error)}")
         slot.work = (self._clock.now() - begin) * 1e3
@@ -176,7 +181,7 @@ class Pipeline:
 
     def _go_on(self) -> None:
         """Begin a step of the pass's own."""
-        self._extend(self._policy.hang_ms / 1e3, None)
+        self._extend(self._policy.hang_s, None)
 
     def _size(self, slot: Slot) -> _Size:
         key = (slot.height, slot.width, slot.scale)
@@ -247,7 +252,7 @@ class Pipeline:
                 seat.change_over()
                 policy = self._policy
                 new = seat.runner is None or shape not in seat.sizes or seat.warming
-                self._extend((policy.start_ms if new else policy.hang_ms) / 1e3, seat)
+                self._extend(policy.start_ms / 1e3 if new else policy.hang_s, seat)
                 runner = load_seat(seat)
                 guard.mark(result)
                 begin = self._clock.now()
@@ -255,6 +260,8 @@ class Pipeline:
                 self._stay(seat)
                 guard.check(source, result, made)
             except BaseException as error:
+                if self.here and isinstance(error, KeyboardInterrupt):
+                    raise
                 self._stay(seat)
                 # Of any class: engines are other people's code.
                 if isinstance(error, FrameError):

@@ -83,7 +83,7 @@ class Trials:
             made = runner.run(frame, result)
             self._check_time(began, self._policy.start_ms)
             if number > 0:
-                self._check_time(at, self._policy.hang_ms)
+                self._check_time(at, self._policy.hang_s * 1e3)
             guard.check(frame, result, made)
 
     def _check_time(self, since: float, limit_ms: float) -> None:

@@ -144,8 +144,10 @@ class Policy:
     on_error: Literal["passthrough", "reuse", "raise"] = "passthrough"
     """When an engine fails on a frame: show the frame itself; do as ``late`` says; or raise what
     happened (the engine is demoted in any case)."""
-    hang_ms: float = 2000.0
-    """An engine that takes longer than this for a frame is given up."""
+    hang_ms: float | None = 2000.0
+    """An engine that takes longer than this for a frame is given up. None: engines are trusted to
+    come back, and frames for which ``present`` waits anyway (``file``, and ``sync`` without a
+    budget) are run on the calling thread, which saves two changes of thread."""
     start_ms: float = 120_000.0
     """The same for the first frame of each size, on which engines compile."""
     retry_s: float = 5.0
@@ -167,11 +169,18 @@ class Policy:
     check_every: int = 120
     """Motion vectors and depth are checked against the pictures every so many frames; 0: never."""
 
+    @property
+    def hang_s(self) -> float:
+        """``hang_ms`` in s; infinite if an engine may take however long."""
+        return math.inf if self.hang_ms is None else self.hang_ms / 1e3
+
     def __post_init__(self) -> None:
         _one_of("late", self.late, ("warp", "reuse", "passthrough", "wait"))
         _one_of("on_error", self.on_error, ("passthrough", "reuse", "raise"))
         for name in ("hang_ms", "start_ms", "retry_s", "retry_max_s"):
             value = getattr(self, name)
+            if name == "hang_ms" and value is None:
+                continue
             if not (is_number(value) and value > 0):
                 raise PassError(f"Policy {name} is {value!r}, wanted a number above 0")
         for name, least in (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -131,6 +132,12 @@ class Left:
     done: tuple[Slot, ...]
 
 
+class Here(Protocol):
+    """Something that works on the worker's thread, or on the application's."""
+
+    here: bool
+
+
 class Worker:
     """A daemon thread that takes slots from a queue, works on them and puts them on another.
 
@@ -180,6 +187,29 @@ class Worker:
             self._queue.append(slot)
             self._condition.notify_all()
 
+    def run_here(self, slot: Slot, pipeline: Here) -> None:
+        """Run a frame on the calling thread, if the worker is idle; else queue it.
+
+        Args:
+            slot: the frame.
+            pipeline: what works; it is told that it does so here.
+
+        Raises:
+            KeyboardInterrupt: the user wants to end; the frame is finished without a result.
+        """
+        with self._condition:
+            if self._queue or self._running is not None:
+                self._queue.append(slot)
+                self._condition.notify_all()
+                return
+            self._take(slot)
+        pipeline.here = True
+        try:
+            self._work(slot)
+        finally:
+            pipeline.here = False
+            self._finish(slot)
+
     def take_back(self) -> Slot | None:
         """Return the latest queued frame, which is not run then; None if none waits."""
         with self._condition:
@@ -217,10 +247,10 @@ class Worker:
                 ends = [] if until is None else [until]
                 if self._running is not None:
                     ends.append(self.started + self.limit)
-                left = min(ends) - now if ends else None
-                if left is not None and left <= 0:
+                left = min(ends) - now if ends else math.inf
+                if left <= 0:
                     break
-                self._clock.wait(self._condition, left)
+                self._clock.wait(self._condition, None if math.isinf(left) else left)
             return bool(self._done)
 
     def extend(self, limit: float, at: Seat | None = None) -> None:
@@ -299,21 +329,28 @@ class Worker:
                 if self._stopping:
                     break
                 slot = self._queue.popleft()
-                self._running = slot
-                self.started = self._clock.now()
-                self.limit = self._limit
-                self._at = None
-                self.last_taken = slot.sequence
-            slot.queue = (self.started - slot.submitted) * 1e3
+                self._take(slot)
             self._work(slot)
-            with self._condition:
-                self._running = None
-                if not self._abandoned:
-                    self._done.append(slot)
-                self._condition.notify_all()
+            self._finish(slot)
             del slot  # an idle thread keeps no picture
         self._work = _nothing  # else the two keep each other, and all buffers, alive for a while
         self.ended.set()
+
+    def _take(self, slot: Slot) -> None:
+        """Begin a frame; the condition is held."""
+        self._running = slot
+        self.started = self._clock.now()
+        self.limit = self._limit
+        self._at = None
+        self.last_taken = slot.sequence
+        slot.queue = (self.started - slot.submitted) * 1e3
+
+    def _finish(self, slot: Slot) -> None:
+        with self._condition:
+            self._running = None
+            if not self._abandoned:
+                self._done.append(slot)
+            self._condition.notify_all()
 
 
 def _nothing(slot: Slot) -> None:
