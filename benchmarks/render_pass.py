@@ -34,12 +34,16 @@ import numpy as np
 
 import topcoat.runtime as tr
 from topcoat.runtime._machine import processor
+from topcoat.runtime.bundle import SizeRule
+from topcoat.runtime.render_pass._engines import Seat
 
 ROOT = Path(__file__).resolve().parents[1]
 BUNDLE = ROOT / "tests" / "runtime" / "data" / "blocks.topcoat"
 MODELS = ROOT / "examples" / "models"
 SIZES = ((360, 640), (720, 1280), (1080, 1920))
 PROMISED_MS = 0.3
+SECTIONS = ("overhead", "live", "extras")
+POLICIES = {"guarded": tr.Policy(), "trusted": tr.Policy(hang_ms=None)}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,6 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--backend", default="onnxruntime-cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--frames", type=int, default=200, help="per case (default: 200)")
+    parser.add_argument(
+        "--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS), metavar="SECTION"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE")
     arguments = parser.parse_args(argv)
     if arguments.frames < 10:
@@ -76,16 +83,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         "bundles": [],
     }
     try:
+        if "overhead" in arguments.sections:
+            rows = overhead_of_copying(arguments.frames)
+            copying = {"bundle": "an engine that copies", "overhead": rows}
+            show(copying)
+            result["bundles"].append(copying)
         for bundle in bundles:
             manifest = tr.read_manifest(bundle)
             if manifest.scale != 1:
                 print(f"{bundle.name}: left out: it enlarges", file=sys.stderr)
                 continue
-            measured = {
-                "bundle": bundle.name,
-                "overhead": measure_overhead(bundle, options, arguments.frames),
-                "live": measure_live(bundle, options, arguments.frames),
-                "extras": measure_extras(bundle, options, arguments.frames),
+            measures = {
+                "overhead": measure_overhead,
+                "live": measure_live,
+                "extras": measure_extras,
+            }
+            measured = {"bundle": bundle.name} | {
+                name: measures[name](bundle, options, arguments.frames)
+                for name in arguments.sections
             }
             show(measured)
             result["bundles"].append(measured)
@@ -97,21 +112,79 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+class Copying:
+    """An engine that copies: what the pass adds where the caches are warm."""
+
+    name, scale, memory_per_pixel = "copying", 1, None
+    size = SizeRule(multiple=1, min=1, max=None, pad="edge")
+
+    def open(self) -> list[Seat]:
+        """Return it, loaded."""
+        return [Seat("copying", Copying, self)]
+
+    seats = open
+
+    def explain(self) -> str:
+        """Return nothing: there is no choice."""
+        return ""
+
+    def run(self, source: tr.Frame, result: tr.Frame) -> object:
+        """Copy."""
+        np.copyto(result, source)
+        return result
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
 def measure_overhead(bundle: Path, options: dict[str, Any], frames: int) -> list[dict[str, Any]]:
+    with tr.open(bundle, **options) as model:
+
+        def bare(out: tr.Frame, frame: tr.Frame) -> object:
+            return model.process(frame, out)
+
+        return [
+            row
+            for policy in POLICIES
+            for row in overhead(
+                bare,
+                lambda: tr.Pass.open(bundle, mode="sync", policy=POLICIES[policy], **options),  # noqa: B023
+                policy,
+                frames,
+            )
+        ]
+
+
+def overhead_of_copying(frames: int) -> list[dict[str, Any]]:
+    return [
+        row
+        for policy, values in POLICIES.items()
+        for row in overhead(
+            lambda out, frame: Copying().run(frame, out),
+            lambda: tr.Pass(Copying(), mode="sync", policy=values),  # noqa: B023
+            policy,
+            frames,
+        )
+    ]
+
+
+def overhead(
+    bare: Callable[[tr.Frame, tr.Frame], object],
+    opened: Callable[[], tr.Pass],
+    policy: str,
+    frames: int,
+) -> list[dict[str, Any]]:
     rows = []
     rng = np.random.default_rng(0)
     for height, width in SIZES[:2]:
         colors = [rng.integers(0, 256, (height, width, 3), np.uint8) for _ in range(2)]
         out, own = np.empty_like(colors[0]), np.empty_like(colors[0])
-        with (
-            tr.open(bundle, **options) as model,
-            tr.Pass.open(bundle, mode="sync", **options) as subject,
-        ):
+        with opened() as subject:
             subject.prepare((height, width)).wait(600)
             for name, target in (("out=None", None), ("out=array", out)):
                 results: list[tr.Timings] = []
                 bare_ms, present_ms = in_turns(
-                    partial(_process, model, own),
+                    partial(bare, own),
                     partial(_present, subject, target, results),
                     colors,
                     frames,
@@ -123,6 +196,7 @@ def measure_overhead(bundle: Path, options: dict[str, Any], frames: int) -> list
                     {
                         "size": [height, width],
                         "case": name,
+                        "policy": policy,
                         "bare_ms": statistics.median(bare_ms),
                         "present_ms": statistics.median(present_ms),
                         "added_ms": statistics.median(present_ms) - statistics.median(bare_ms),
@@ -140,12 +214,9 @@ def measure_overhead(bundle: Path, options: dict[str, Any], frames: int) -> list
                         "promised_ms": PROMISED_MS if (height, width) == (720, 1280) else None,
                     }
                 )
-                assert np.array_equal(subject.present(colors[0]).image, model.process(colors[0]))
+                bare(own, colors[0])
+                assert np.array_equal(subject.present(colors[0]).image, own)
     return rows
-
-
-def _process(model: tr.Model, out: tr.Frame, frame: tr.Frame) -> None:
-    model.process(frame, out)
 
 
 def _present(
@@ -252,12 +323,14 @@ def frame_of(
 
 
 def show(measured: dict[str, Any]) -> None:
-    print(f"{measured['bundle']}: overhead in sync mode, ms")
-    for row in measured["overhead"]:
+    if "overhead" in measured:
+        print(f"{measured['bundle']}: overhead in sync mode, ms")
+    for row in measured.get("overhead", ()):
         height, width = row["size"]
         promise = "" if row["promised_ms"] is None else f"   (promised {row['promised_ms']})"
+        what = f"{row['policy']}, {row['case']}"
         print(
-            f"  {width}x{height:<6}{row['case']:<12} process {row['bare_ms']:7.2f}  present"
+            f"  {width}x{height:<6}{what:<20} bare {row['bare_ms']:7.2f}  present"
             f" {row['present_ms']:7.2f}  added {row['added_ms']:+.3f}, of neighbours"
             f" {row['added_median_of_differences_ms']:+.3f}, outside the engine"
             f" {row['outside_engine_ms']:.3f}{promise}"
@@ -265,6 +338,8 @@ def show(measured: dict[str, Any]) -> None:
         shares = ", ".join(f"{name} {ms:.3f}" for name, ms in row["of_which_ms"].items())
         print(f"  {'':<24}of which {shares}")
     for part in ("live", "extras"):
+        if part not in measured:
+            continue
         print(f"{measured['bundle']}: {part}, medians in ms")
         for row in measured[part]:
             height, width = row["size"]
