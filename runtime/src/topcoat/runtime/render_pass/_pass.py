@@ -55,8 +55,6 @@ if TYPE_CHECKING:
 
 BLENDS = ("normal", "luminance", "colour")
 
-_TOLD_AT_MOST = 256
-"""Different complaints about input; a program that makes more of them is told no more."""
 _SLOTS = 5
 """One is run, one waits, one is finished, two are shown (the last call's picture still holds)."""
 

@@ -151,9 +151,10 @@ class Policy:
     start_ms: float = 120_000.0
     """The same for the first frame of each size, on which engines compile."""
     retry_s: float = 5.0
-    """A failed engine is tried again after this many seconds, doubled at each further failure."""
+    """A failed engine is tried again after this many seconds, beside the frames. The time doubles
+    with each failure, also after it has worked in between, and halves after 300 good frames."""
     retry_max_s: float = 300.0
-    """... up to this."""
+    """It doubles up to this."""
     ladder: tuple[Level, ...] = DEFAULT_LADDER
     """What the governor may choose from, best first. With no budget only the first is used."""
     window: int = 8
