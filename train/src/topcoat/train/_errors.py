@@ -25,6 +25,19 @@ class LossWeightsError(TopcoatError, ValueError):
     """The weights of the loss network are missing, incomplete or not what they should be."""
 
 
+class MissingLossWeightsError(LossWeightsError):
+    """No place has the weights of the loss network, and they cannot be downloaded.
+
+    Args:
+        message: for the user.
+        reason: why the download failed, in a few words.
+    """
+
+    def __init__(self, message: str, *, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 class CheckpointError(TopcoatError, ValueError):
     """A checkpoint file cannot be read, or cannot be continued."""
 

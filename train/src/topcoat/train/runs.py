@@ -106,6 +106,12 @@ def check_objective(resume: Checkpoint | None, loss_network: LossNetwork, path: 
     if resume is None or resume.state is None:
         return
     if resume.state.get("loss_weights_sha256") != loss_network.sha256():
+        if loss_network.network == "embedded":
+            raise LossWeightsError(
+                f"{path} is another version of the embedded loss network than the run began with, "
+                "so its objective would change; go on with the topcoat-train that began it, or "
+                "start again without --resume"
+            )
         raise LossWeightsError(
             f"{path} holds other weights than the run began with, so its objective would change; "
             "pass the same file with --loss-weights"

@@ -12,19 +12,32 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
 
-from topcoat.train._errors import DivergenceError, OutputError, RecipeError, TopcoatError
-from topcoat.train.recipes import Recipe, TrainingRecipe, difference, recipe
+from topcoat.train._errors import (
+    DivergenceError,
+    LossWeightsError,
+    MissingLossWeightsError,
+    OutputError,
+    RecipeError,
+    TopcoatError,
+)
+from topcoat.train.recipes import LossRecipe, Recipe, TrainingRecipe, difference, recipe
 
 if TYPE_CHECKING:
     from topcoat.train.checkpoint import Checkpoint
     from topcoat.train.loop import Outcome, RunSettings
 
 R = TypeVar("R", bound=Recipe)
+L = TypeVar("L", bound=LossRecipe)
 T = TypeVar("T", bound=TrainingRecipe)
 
 TRYING_OUT = (
     "no --content: training on the six photographs of scikit-image, which is enough to try "
     "things out and too few for a good network"
+)
+
+LOSS_WEIGHTS_HELP = (
+    "weights of the loss network; else TOPCOAT_VGG16_WEIGHTS, torch's hub cache, download; where "
+    "vgg16 is not asked for with --loss-network and cannot be had, the embedded one stands in"
 )
 
 
@@ -80,7 +93,7 @@ def add_run_options(
         "--loss-weights",
         type=Path,
         metavar="FILE",
-        help="weights of the loss network; else TOPCOAT_VGG16_WEIGHTS, torch's hub cache, download",
+        help=LOSS_WEIGHTS_HELP,
     )
     run.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
     run.add_argument(
@@ -258,9 +271,53 @@ def training_command(
 
     def act(args: argparse.Namespace, resolved: T) -> int:
         check_run_options(args)
-        return train(args, resolved)
+        return with_stand_in(args, [resolved], lambda recipe: train(args, recipe))
 
     return recipe_command(command, parser, recipes, act, argv, imply=imply)
+
+
+def with_stand_in(args: argparse.Namespace, recipes: Sequence[L], act: Callable[[L], int]) -> int:
+    """Act; once more, with the embedded loss network, if nobody chose VGG16 and it cannot be had.
+
+    Args:
+        args: of the command line.
+        recipes: the command's; behind it others that ``act`` derives from it, if any.
+        act: takes the recipe; must not have written anything when it raises
+            MissingLossWeightsError.
+
+    Returns:
+        What ``act`` returns. That another loss network is used is said on standard error.
+
+    Raises:
+        LossWeightsError: VGG16 was chosen, a run goes on that began with it, or the embedded
+            network has not all layers.
+        TopcoatError: as ``act``.
+    """
+    try:
+        return act(recipes[0])
+    except MissingLossWeightsError as error:
+        missing = error
+    from topcoat.train.losses.features import layer_names
+
+    stands_in = all(
+        entry.loss_network == "vgg16" and entry.loss_convention() == "oxford" for entry in recipes
+    )
+    if args.resume is not None or not stands_in:
+        raise missing
+    layers = dict.fromkeys(layer for entry in recipes for layer in entry.layers())
+    if lacking := [layer for layer in layers if layer not in layer_names("embedded")]:
+        raise LossWeightsError(
+            f"{missing}; the embedded loss network cannot stand in: it has no {', '.join(lacking)}"
+        )
+    # Of several processes each would decide for itself.
+    if args.loss_network is not None or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise LossWeightsError(f"{missing}, or use --loss-network embedded")
+    print(
+        f"no weights of VGG16 here, and the download failed ({missing.reason}): the embedded loss "
+        "network stands in; --loss-network vgg16 insists on VGG16",
+        file=sys.stderr,
+    )
+    return act(dataclasses.replace(recipes[0], loss_network="embedded"))
 
 
 def check_run_options(args: argparse.Namespace) -> None:

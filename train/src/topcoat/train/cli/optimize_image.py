@@ -113,7 +113,7 @@ def parser() -> argparse.ArgumentParser:
         "--loss-weights",
         type=Path,
         metavar="FILE",
-        help="weights of the loss network; else TOPCOAT_VGG16_WEIGHTS, torch's hub cache, download",
+        help=_shared.LOSS_WEIGHTS_HELP,
     )
     run.add_argument(
         "--memory",
@@ -191,12 +191,25 @@ def _optimize(args: argparse.Namespace, resolved: OptimizeRecipe) -> int:
         torch.set_num_threads(args.threads)
     if args.resume is not None:
         return _resume(args)
-    run = _run(args, resolved)
-    if args.batch is not None:
-        return _batch(args, run)
-    if args.sweep:
-        return _sweep(args, run)
-    return _report(args, optimize_image(run))
+
+    def act(recipe: OptimizeRecipe) -> int:
+        run = _run(args, recipe)
+        if args.batch is not None:
+            return _batch(args, run)
+        if args.sweep:
+            return _sweep(args, run)
+        return _report(args, optimize_image(run))
+
+    return _shared.with_stand_in(args, [resolved, *_swept(args, resolved)], act)
+
+
+def _swept(args: argparse.Namespace, recipe: OptimizeRecipe) -> list[OptimizeRecipe]:
+    """The recipes of a sheet's cells."""
+    from topcoat.train.sweeps import axis, cells
+
+    if not args.sweep:
+        return []
+    return [cell for row in cells(recipe, [axis(text) for text in args.sweep]) for cell in row]
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -1,11 +1,11 @@
 """Losses: plain functions on tensors, and the loss network that supplies the features."""
 
+from topcoat.train.losses._loss_weights import find_loss_weights
 from topcoat.train.losses.content import content_loss
 from topcoat.train.losses.conversion import relative_style_weight
 from topcoat.train.losses.diversity import diversity
 from topcoat.train.losses.features import (
     LossNetwork,
-    find_loss_weights,
     load_loss_network,
     perceptual_network,
 )

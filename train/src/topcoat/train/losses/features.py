@@ -9,33 +9,28 @@ its weight files load, and a test compares the two where torchvision is installe
 import hashlib
 import itertools
 import os
-import pickle
-import sys
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
-from urllib.error import URLError
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from topcoat.train._errors import LossWeightsError, RecipeError
+from topcoat.train.losses._loss_weights import (
+    EMBEDDED,
+    HUB_FILE,
+    check_network,
+    embedded_layers,
+    embedded_state,
+    find_loss_weights,
+    read_state,
+)
 from topcoat.train.recipes import PerceptualRecipe
 
-_BLOCKS = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
+_BLOCKS = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4), EMBEDDED: (2, 2, 3, 3, 3)}
 _CHANNELS = (64, 128, 256, 512, 512)
-
-_HUB = "https://download.pytorch.org/models/"
-_HUB_FILE = {
-    # torch.hub checks the file against the start of its SHA-256, the last part of its name.
-    "vgg16": "vgg16_features-amdegroot-88682ab5.pth",  # the original Oxford weights
-    "vgg19": "vgg19-dcbb9e9d.pth",  # trained by torchvision; no Oxford file is published there
-}
-_DOWNLOAD_MIB = {"vgg16": 528, "vgg19": 548}
-_ENVIRONMENT = {"vgg16": "TOPCOAT_VGG16_WEIGHTS", "vgg19": "TOPCOAT_VGG19_WEIGHTS"}
 
 _OXFORD_VGG16 = "ae2da5ecbf928578"
 """Start of the SHA-256 of ``features.0.weight``: tells the Oxford weights from all others."""
@@ -60,16 +55,25 @@ def layer_index(network: str, layer: str) -> int:
     if layer not in names:
         relu = layer.replace("conv", "relu")
         meant = f" ({relu} is what comes out of it)" if relu in names else ""
+        others = network == EMBEDDED and relu in _relus("vgg16")
+        elsewhere = "; --loss-network vgg16 has the others" if others else ""
         raise RecipeError(
-            f"{network} has no layer {layer!r}{meant}; choose among {', '.join(names)}"
+            f"{network} has no layer {layer!r}{meant}; choose among {', '.join(names)}{elsewhere}"
         )
     return names[layer]
 
 
 def layer_names(network: str) -> dict[str, int]:
-    """Every ReLU of a loss network by the papers' name, with its index in ``features``."""
-    if network not in _BLOCKS:
-        raise RecipeError(f"no loss network {network!r}; choose among {', '.join(_BLOCKS)}")
+    """What a loss network can compare, by the papers' names, with the index in ``features``.
+
+    Of VGG every ReLU; of the embedded network those whose features stand for VGG16's.
+    """
+    check_network(network)
+    names = _relus(network)
+    return {name: names[name] for name in embedded_layers()} if network == EMBEDDED else names
+
+
+def _relus(network: str) -> dict[str, int]:
     names, index = {}, 0
     for block, depth in enumerate(_BLOCKS[network], start=1):
         for conv in range(1, depth + 1):
@@ -80,15 +84,18 @@ def layer_names(network: str) -> dict[str, int]:
 
 
 class LossNetwork(nn.Module):
-    """VGG up to the deepest layer asked for; frozen.
+    """VGG up to the deepest layer asked for, or a narrow student of it; frozen.
 
     Args:
-        network: ``vgg16`` or ``vgg19``.
+        network: ``vgg16``, ``vgg19`` or ``embedded``: VGG16's layout with fewer channels between
+            the layers that are compared, which have VGG16's channels and scale.
         layers: names such as ``relu3_3``, in any order.
         network_input: how the weights want their input: ``oxford`` (RGB, mean subtracted, 0-255)
             or ``imagenet`` (torchvision's own training).
         pooling: between the blocks, ``max`` as trained, or ``average``, which Gatys et al. found
             to give smoother pictures.
+        widths: channels of every convolution, the first one first, at least up to the deepest
+            layer; None: the network's own.
 
     ``checkpointing`` may be set: activations of a block are then computed again in the backward
     pass instead of kept, which takes a third more time and saves most of the memory.
@@ -105,6 +112,7 @@ class LossNetwork(nn.Module):
         layers: Iterable[str],
         network_input: Literal["oxford", "imagenet"] = "oxford",
         pooling: Literal["max", "average"] = "max",
+        widths: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         self.network = network
@@ -115,15 +123,23 @@ class LossNetwork(nn.Module):
         mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in _INPUT[network_input])
         self.register_buffer("mean", mean, persistent=False)
         self.register_buffer("std", std, persistent=False)
+        if widths is None:
+            widths = _widths(network, embedded_state() if network == EMBEDDED else {})
+        convs = sum(index <= max(self.taps) for index in _relus(network).values())
+        if len(widths) < convs:
+            raise RecipeError(
+                f"widths must have a number for each of the {convs} convolutions up to "
+                f"{self.taps[max(self.taps)]}, got {len(widths)}"
+            )
+        widths = widths[:convs]  # filling layers at random, to cut them off, takes half a second
         modules: list[nn.Module] = []
-        inputs = 3
-        for channels, depth in zip(_CHANNELS, _BLOCKS[network], strict=True):
-            if len(modules) > max(self.taps):
-                break  # filling deeper blocks at random, to cut them off, takes half a second
-            for _ in range(depth):
+        inputs, first = 3, 0
+        for depth in _BLOCKS[network]:
+            for channels in widths[first : first + depth]:
                 # In place: nothing needs what the convolution gave, and at 2048² it is a gigabyte.
                 modules += [nn.Conv2d(inputs, channels, 3, padding=1), nn.ReLU(inplace=True)]
                 inputs = channels
+            first += depth
             modules.append(nn.MaxPool2d(2) if pooling == "max" else nn.AvgPool2d(2))
         self._pooling = nn.MaxPool2d if pooling == "max" else nn.AvgPool2d
         self.features = nn.Sequential(*modules[: max(self.taps) + 1])
@@ -174,57 +190,15 @@ class LossNetwork(nn.Module):
             return self(frame, until=layer)[layer]  # type: ignore[no-any-return]
 
 
-@dataclass(frozen=True)
-class WeightsFile:
-    """Where the loss network's weights were found."""
-
-    path: Path
-    origin: str
-    """``--loss-weights``, the name of the environment variable, ``hub cache`` or ``download``."""
-
-
-def find_loss_weights(network: str, given: str | os.PathLike[str] | None = None) -> WeightsFile:
-    """Find the weight file of a loss network, downloading it as the last resort.
-
-    Looked up in this order: ``given``; ``TOPCOAT_VGG16_WEIGHTS`` (or ``…VGG19…``); the cache of
-    ``torch.hub``; a download into that cache, announced on standard error with its size, checked
-    against its SHA-256. A place that is named but holds no file is an error, not a reason to look
-    at the next.
-
-    Raises:
-        LossWeightsError: a named file does not exist, or the download failed.
-    """
-    layer_names(network)
-    variable = _ENVIRONMENT[network]
-    for origin, value in (("--loss-weights", given), (variable, os.environ.get(variable))):
-        if value:
-            path = Path(value)
-            if not path.is_file():
-                raise LossWeightsError(
-                    f"{origin} names {path}, which is not a file; give {network}'s weights as a "
-                    ".pth file with torchvision's parameter names"
-                )
-            return WeightsFile(path, origin)
-    name = _HUB_FILE[network]
-    cached = Path(torch.hub.get_dir()) / "checkpoints" / name
-    if cached.is_file():
-        return WeightsFile(cached, "hub cache")
-    print(
-        f"downloading the {network} weights, {_DOWNLOAD_MIB[network]} MiB, to {cached} "
-        f"(set {variable} to a file you have to avoid this)",
-        file=sys.stderr,
-    )
-    prefix = Path(name).stem.rsplit("-", 1)[1]
-    try:
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(_HUB + name, str(cached), hash_prefix=prefix)
-    except (URLError, OSError, RuntimeError) as error:
-        reason = getattr(error, "reason", None) or error
-        raise LossWeightsError(
-            f"no {network} weights: none given, {variable} is not set, none in {cached.parent}, "
-            f"and the download failed ({reason}); get {name} elsewhere and pass --loss-weights FILE"
-        ) from None
-    return WeightsFile(cached, "download")
+def _widths(network: str, state: Mapping[str, Tensor]) -> list[int]:
+    """Channels of every convolution: those of the weights, VGG's where they end."""
+    blocks = zip(_CHANNELS, _BLOCKS[network], strict=True)
+    widths = [width for width, depth in blocks for _ in range(depth)]
+    for number, index in enumerate(_relus(network).values()):
+        weight = state.get(f"features.{index - 1}.weight")
+        if isinstance(weight, Tensor) and weight.ndim == 4:
+            widths[number] = weight.shape[0]
+    return widths
 
 
 def load_loss_network(
@@ -238,9 +212,10 @@ def load_loss_network(
     """Build the loss network and fill it from a weight file that may end early.
 
     Args:
-        network: ``vgg16`` or ``vgg19``.
+        network: ``vgg16``, ``vgg19`` or ``embedded``, whose widths are those of the file.
         layers: the layers that the losses ask for; the file must reach the deepest of them.
-        weights: a .pth state dict with torchvision's names (``features.0.weight``, …).
+        weights: a state dict with torchvision's names (``features.0.weight``, …), .pth or
+            .safetensors.
         network_input: see :class:`LossNetwork`.
         recipe_fields: which settings choose the layers; named in the error.
         pooling: see :class:`LossNetwork`.
@@ -249,18 +224,26 @@ def load_loss_network(
         LossWeightsError: not a weight file, layers missing or misshapen, or the original Oxford
             weights combined with another input convention.
     """
-    built = LossNetwork(network, layers, network_input, pooling)
     path = Path(weights)
-    state = _read_state(path)
+    for layer in layers:
+        layer_index(network, layer)  # before a file is read for it
+    state = read_state(path)
     if held := _other_network(state, network):
         raise LossWeightsError(
             f"{path} holds {held.upper()}, not {network}; set --loss-network {held}, or give "
             f"{network}'s weights"
         )
+    if network == EMBEDDED and network_input != "oxford":
+        raise LossWeightsError(
+            f"{path} wants the input that VGG16's Oxford weights want, not {network_input!r}; "
+            "leave --loss-input out"
+        )
+    widths = _widths(network, state if network == EMBEDDED else {})
+    built = LossNetwork(network, layers, network_input, pooling, widths)
     wanted = built.state_dict()
     missing = sorted({int(name.split(".")[1]) for name in wanted if name not in state})
     if missing:
-        convs = {index - 1: name for name, index in layer_names(network).items()}
+        convs = {index - 1: name for name, index in _relus(network).items()}
         first = missing[0]
         absent = [convs[index] for index in missing]
         lost = [tap for index, tap in sorted(built.taps.items()) if index > first]
@@ -287,7 +270,7 @@ def load_loss_network(
             f"{path} holds the original Oxford weights, whose input is not {network_input!r}; "
             "set --loss-input oxford"
         )
-    if path.name == _HUB_FILE["vgg19"] and network_input != "imagenet":
+    if path.name == HUB_FILE["vgg19"] and network_input != "imagenet":
         raise LossWeightsError(
             f"{path} was trained by torchvision, its input is not {network_input!r}; "
             "set --loss-input imagenet"
@@ -399,35 +382,7 @@ def _other_network(state: Mapping[str, Tensor], network: str) -> str | None:
     }
 
     def fits(name: str) -> bool:
-        return convs <= {index - 1 for index in layer_names(name).values()}
+        return convs <= {index - 1 for index in _relus(name).values()}
 
     others = [name for name in _BLOCKS if name != network and fits(name)]
     return others[0] if others and not fits(network) else None
-
-
-def _read_state(path: Path) -> dict[str, Tensor]:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        OSError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        KeyError,
-        IndexError,
-        TypeError,
-        AttributeError,
-        pickle.UnpicklingError,
-    ):
-        raise LossWeightsError(
-            f"{path} is not a readable weight file (or was cut short, or holds code); "
-            "give a .pth state dict with torchvision's parameter names"
-        ) from None
-    if not isinstance(state, dict):
-        raise LossWeightsError(
-            f"{path} holds a {type(state).__name__}, not a state dict; "
-            "give a .pth state dict with torchvision's parameter names"
-        )
-    return state

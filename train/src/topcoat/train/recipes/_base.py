@@ -84,13 +84,15 @@ class LossRecipe(Recipe):
 
     title: ClassVar[str] = "objective"
 
-    loss_network: Literal["vgg16", "vgg19"] = setting(
-        "vgg16", "network whose features are compared"
+    loss_network: Literal["vgg16", "vgg19", "embedded"] = setting(
+        "vgg16",
+        "network whose features are compared; embedded: a small student of vgg16 that is installed "
+        "with topcoat-train",
     )
     loss_input: Literal["auto", "oxford", "imagenet"] = setting(
         "auto",
-        "input that the loss weights want: oxford (0-255, mean subtracted; auto for vgg16) or "
-        "imagenet (torchvision's own; auto for vgg19)",
+        "input that the loss weights want: oxford (0-255, mean subtracted; auto for vgg16 and "
+        "embedded) or imagenet (torchvision's own; auto for vgg19)",
     )
     tv_weight: float = setting(0.0, "weight of total variation")
     tv_form: Literal["mean", "paper", "l1"] = setting(
@@ -99,11 +101,28 @@ class LossRecipe(Recipe):
         "published; l1: mean of absolute differences",
     )
 
+    def check(self, *weights: str) -> None:
+        """As :meth:`Recipe.check`, and that the input fits the loss network.
+
+        Raises:
+            RecipeError: a field is out of range, or two do not go together.
+        """
+        super().check(*weights)
+        if self.loss_network == "embedded" and self.loss_input == "imagenet":
+            raise RecipeError(
+                "loss_input must be oxford for the embedded loss network, which learnt from "
+                "VGG16's Oxford weights, got imagenet; leave it out"
+            )
+
     def loss_convention(self) -> Literal["oxford", "imagenet"]:
         """``loss_input`` with ``auto`` resolved."""
         if self.loss_input == "auto":
-            return "oxford" if self.loss_network == "vgg16" else "imagenet"
+            return "imagenet" if self.loss_network == "vgg19" else "oxford"
         return self.loss_input
+
+    def layers(self) -> tuple[str, ...]:
+        """Every layer of the loss network that the objective reads; kinds of recipe add theirs."""
+        return ()
 
 
 @dataclass(frozen=True, kw_only=True)
