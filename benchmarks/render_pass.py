@@ -1,7 +1,7 @@
 """What a render pass costs beside its engine, and what it costs the thread that renders.
 
     python benchmarks/render_pass.py --json benchmarks/results/render_pass.json
-    python benchmarks/render_pass.py --bundle examples/models/NAME.topcoat --frames 60
+    python benchmarks/render_pass.py --bundle poster-realtime --frames 60
 
 overhead  ``present`` in the mode ``sync`` against ``Model.process`` of the same engine on the same
           arrays, in turns, so that a busy moment of the machine falls on both: the medians, and the
@@ -39,7 +39,7 @@ from topcoat.runtime.render_pass._engines import Seat
 
 ROOT = Path(__file__).resolve().parents[1]
 BUNDLE = ROOT / "tests" / "runtime" / "data" / "blocks.topcoat"
-MODELS = ROOT / "examples" / "models"
+MODELS = ("poster-light", "poster-realtime")
 SIZES = ((360, 640), (720, 1280), (1080, 1920))
 PROMISED_MS = 0.3
 SECTIONS = ("overhead", "live", "extras")
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--bundle",
         type=Path,
         nargs="+",
-        help="default: the tests' tiny model, and those in examples/models",
+        help="default: the tests' tiny model, and two built-in styles",
     )
     parser.add_argument("--backend", default="onnxruntime-cpu")
     parser.add_argument("--threads", type=int, default=1)
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.frames < 10:
         print(f"render_pass: --frames is {arguments.frames}, wanted 10 or more", file=sys.stderr)
         return 2
-    bundles = arguments.bundle or [BUNDLE, *sorted(MODELS.glob("*.topcoat"))]
+    bundles = arguments.bundle or [BUNDLE, *map(Path, MODELS)]
     options = {
         "backend": arguments.backend,
         "threads": arguments.threads,

@@ -24,7 +24,13 @@ import topcoat.runtime as tr
 def main(argv: list[str] | None = None) -> int:
     parser = options.parser(__doc__)
     add = parser.add_argument
-    add("--model", type=Path, nargs="+", metavar="BUNDLE", help="default: all of examples/models")
+    add(
+        "--model",
+        type=Path,
+        nargs="+",
+        metavar="BUNDLE",
+        help="default: every built-in one for real time",
+    )
     add("--size", type=options.size, default=(640, 360), metavar="WxH", help="default: 640x360")
     add("--fps", type=options.positive, default=30, metavar="N", help="the pace (default: 30)")
     add("--frames", type=options.positive, metavar="N", help="quit after so many")

@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = options.parser(__doc__)
     add = parser.add_argument
-    add("--model", type=Path, metavar="BUNDLE", help="a style (default: one of examples/models)")
+    add("--model", type=Path, metavar="BUNDLE", help="a style (default: a built-in one)")
     add("--size", type=options.size, default=(640, 360), metavar="WxH", help="default: 640x360")
     add("--frames", type=options.positive, default=240, metavar="N", help="default: 240")
     add("--fps", type=options.positive, default=30, metavar="N", help="the pace (default: 30)")

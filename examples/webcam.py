@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
         help="/dev/video0 on Linux, a number on macOS, a name on Windows, or a video file"
         " (default: the first camera)")  # fmt: skip
     add("--output", choices=("window", "virtual", "both"), default="window", help="default: window")
-    add("--model", type=Path, metavar="BUNDLE", help="a style (default: one of examples/models)")
+    add("--model", type=Path, metavar="BUNDLE", help="a style (default: a built-in one)")
     add("--size", type=options.size, default=(640, 480), metavar="WxH", help="default: 640x480")
     add("--fps", type=options.positive, default=30, metavar="N",
         help="asked of the camera (default: 30)")  # fmt: skip

@@ -10,18 +10,18 @@ class ExampleError(ValueError):
     """Something that the user of an example can put right; its text is one line."""
 
 
-MODELS = Path(__file__).resolve().parents[1] / "models"
-
-
 def bundles() -> list[Path]:
-    """Return the styles of ``examples/models``, in the order of their names.
+    """Return the built-in styles that keep up with a renderer, in the order of their names.
 
     Raises:
         ExampleError: there is none.
     """
-    found = sorted(path for path in MODELS.glob("*.topcoat") if path.is_dir())
+    from topcoat.runtime import builtin_models
+
+    models = builtin_models()
+    found = [models[name] for name in models if name.endswith(("-light", "-realtime"))]
     if not found:
-        raise ExampleError(f"there is no style in {MODELS}; give one with --model BUNDLE")
+        raise ExampleError("topcoat-runtime has no built-in style; give one with --model BUNDLE")
     return found
 
 

@@ -1,33 +1,22 @@
 """The real-time style network: what it promises of flat areas, edges, tiles and movement."""
 
-import itertools
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor, nn
 
 from topcoat.train import RecipeError, load_checkpoint
 from topcoat.train.cli.train_style import main
-from topcoat.train.frames import frame_tensor, run_network
+from topcoat.train.frames import frame_tensor
 from topcoat.train.losses import stability_loss
 from topcoat.train.networks import NETWORKS, Realtime, RealtimeSettings, build_network
 from topcoat.train.networks.realtime import Enlarge, LocalContrast, PhaseConv2d
 from topcoat.train.pictures import open_rgb, sample_photographs
 from topcoat.train.recipes import STYLE_RECIPES, StyleRecipe
-
-ROOT = Path(__file__).resolve().parents[2]
-BUNDLES = sorted((ROOT / "examples" / "models").glob("*.topcoat"))
-DEMO = ROOT / "export" / "src" / "topcoat" / "export" / "data" / "starry-night.pt"
-
-Repaint = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 
 
 def _photograph(height: int, width: int) -> Tensor:
@@ -282,92 +271,3 @@ def test_training_with_the_recipe_writes_a_checkpoint_and_logs_the_stability(
     frame = torch.full((1, 3, 32, 32), 0.4)
     answer = checkpoint.build_network().eval()(frame)
     assert (answer - answer[..., :1, :1]).abs().max() < 1e-4
-
-
-def test_there_is_a_bundle_to_look_at() -> None:
-    assert BUNDLES
-
-
-@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda bundle: bundle.stem)
-def test_a_bundle_of_the_examples_is_small_whole_and_proved(bundle: Path) -> None:
-    runtime = pytest.importorskip("topcoat.runtime")
-    manifest = runtime.verify_files(bundle)
-    assert sum(file.stat().st_size for file in bundle.iterdir()) <= 300_000
-    assert manifest.checkpoint["recipe"] == "realtime"
-    passed = {row.backend for variant in manifest.variants for row in variant.parity if row.passed}
-    assert {"onnxruntime-cpu", "openvino-cpu"} <= passed
-
-
-@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda bundle: bundle.stem)
-def test_a_bundle_of_the_examples_gives_its_golden_picture_and_keeps_flat_areas_flat(
-    bundle: Path,
-) -> None:
-    runtime = pytest.importorskip("topcoat.runtime")
-    with runtime.open(bundle, backend="onnxruntime-cpu", threads=1) as model:
-        given, wanted = (
-            np.asarray(open_rgb(bundle / f"golden_{end}.png")) for end in ("in", "out")
-        )
-        difference = np.abs(model.process(given).astype(int) - wanted)
-        assert difference.max() <= 1
-        assert (difference > 0).mean() < 0.001
-        # It repaints: far from the frame that it was given, and in more than one colour.
-        assert np.abs(wanted.astype(int) - given).mean() > 10
-        assert wanted.std((0, 1)).min() > 10
-        for colour in itertools.product((0, 90, 255), repeat=3):
-            frame = np.full((60, 144, 3), colour, dtype=np.uint8)
-            frame[:, :80] = given
-            area = model.process(frame)[:, -32:]  # 32 pixels away from the picture
-            assert np.ptp(area, (0, 1)).max() == 0, colour
-
-
-@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda bundle: bundle.stem)
-def test_a_bundle_of_the_examples_prints_no_grid_into_a_sky(bundle: Path) -> None:
-    runtime = pytest.importorskip("topcoat.runtime")
-    down, right = np.mgrid[0:160, 0:240][..., None]
-    sky = np.array([80, 120, 200]) + down * np.array([0.4, 0.3, 0.2]) + right * 0.1
-    with runtime.open(bundle, backend="onnxruntime-cpu", threads=1) as model:
-        styled = model.process(np.rint(sky).astype(np.uint8)).astype(float)
-    inner = styled[32:-32, 32:-32]
-    # The mean of every phase of four by four, less the plane that the gradient makes of them.
-    phases = inner.reshape(24, 4, 44, 4, 3).mean((0, 2)).reshape(16, 3)
-    plane = np.stack([np.ones(16), np.repeat(np.arange(4), 4), np.tile(np.arange(4), 4)], axis=1)
-    rest = phases - plane @ np.linalg.lstsq(plane, phases, rcond=None)[0]
-    assert np.abs(rest).max() < 0.3  # 8-bit steps; what rounding the sky itself leaves is 0.1
-    assert np.ptp(inner, (0, 1)).max() > 5
-
-
-@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda bundle: bundle.stem)
-def test_a_bundle_of_the_examples_flickers_less_than_the_demo_s_network(bundle: Path) -> None:
-    runtime = pytest.importorskip("topcoat.runtime")
-    network = load_checkpoint(DEMO).build_network().eval()
-    with runtime.open(bundle, backend="onnxruntime-cpu", threads=1) as model:
-        ours = _flicker_gain(model.process)
-    with torch.no_grad():
-        demo = _flicker_gain(lambda frame: np.asarray(run_network(network, Image.fromarray(frame))))
-    assert ours < 1 < demo
-
-
-def _flicker_gain(repaint: Repaint) -> float:
-    """Change of the output over change of the input when the camera moves by half a pixel.
-
-    The camera is real: a photograph of twice the size, whose pixels are averaged two by two.
-    """
-    large = np.asarray(open_rgb(sample_photographs()[0]), dtype=np.float64)[:386, :386]
-
-    def seen(top: int, left: int) -> NDArray[np.uint8]:
-        window = large[top : top + 384, left : left + 384]
-        pixels: NDArray[np.uint8] = np.rint(window.reshape(192, 2, 192, 2, 3).mean((1, 3))).astype(
-            np.uint8
-        )
-        return pixels
-
-    frame = seen(0, 0)
-    answer = repaint(frame).astype(float)
-    changes = [
-        (
-            np.abs(repaint(moved).astype(float) - answer).mean(),
-            np.abs(moved - frame.astype(float)).mean(),
-        )
-        for moved in (seen(0, 1), seen(1, 0), seen(1, 1))
-    ]
-    return float(sum(out for out, _ in changes) / sum(given for _, given in changes))

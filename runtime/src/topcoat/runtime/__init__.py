@@ -8,7 +8,8 @@ A frame is uint8, (H, W, 3) or (N, H, W, 3), RGB, C-contiguous::
         styled = model.process(frame)
         print(model.explain())
 
-A renderer that needs a picture for every frame, in time, opens a :class:`Pass`.
+A bundle is a folder, or the name of one of :func:`builtin_models`, such as "starry-night". A
+renderer that needs a picture for every frame, in time, opens a :class:`Pass`.
 
 Importing this package loads numpy and nothing else; engines load with the first ``open``.
 """
@@ -16,6 +17,7 @@ Importing this package loads numpy and nothing else; engines load with the first
 import importlib
 import typing
 
+from topcoat.runtime._builtin import builtin_models
 from topcoat.runtime._errors import (
     BackendError,
     BackendUnavailableError,
@@ -132,6 +134,7 @@ __all__ = [
     "TopcoatError",
     "UnverifiedWarning",
     "Variant",
+    "builtin_models",
     "from_buffer",
     "from_dlpack",
     "noise_frame",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -70,3 +71,17 @@ def make_folder(path: Path) -> None:
         raise MediaError(
             f"the folder {path} cannot be made ({error.strerror}); give another OUT"
         ) from error
+
+
+def cache_folder(part: str) -> Path | None:
+    """Return where a part keeps what it can make again, or None if the user has no such folder."""
+    if sys.platform == "win32":
+        root = os.environ.get("LOCALAPPDATA")
+        return Path(root) / "topcoat" / part if root else None
+    root = os.environ.get("XDG_CACHE_HOME")
+    if root and Path(root).is_absolute():  # the specification has relative ones ignored
+        return Path(root) / "topcoat" / part
+    try:
+        return Path.home() / ".cache" / "topcoat" / part
+    except RuntimeError:  # the user has no home
+        return None

@@ -32,11 +32,12 @@ def verify(
     of the export.
 
     Args:
-        bundle: the folder NAME.topcoat.
+        bundle: the folder NAME.topcoat, or the name of a built-in model.
         photos: a folder of photographs to compare on as well, at most 16; needs Pillow. Not for a
             texture.
         record: whether to write what was measured into manifest.json, row by row. A failed row is
-            recorded, too: the runtime then does not use that engine on this kind of device.
+            recorded, too: the runtime then does not use that engine on this kind of device. Of a
+            built-in model they are written into the user's cache folder, and read from there.
         everything: measure also what has passed for this device before.
         threads: CPU threads; None takes the runtime's default.
         progress: is told what is being done.
@@ -48,7 +49,7 @@ def verify(
 
     Raises:
         BundleError: the bundle is damaged, or has no golden pictures to compare with.
-        BundleWriteError: manifest.json cannot be written; nothing was measured.
+        BundleWriteError: the record cannot be written; nothing was measured.
         ParityError: the golden pictures are not what the fp32 model gives here, so that neither can
             be a reference.
         MediaError: ``photos`` holds no readable photograph.

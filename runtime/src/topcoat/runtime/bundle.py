@@ -18,6 +18,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, cast
 
+from topcoat.runtime._builtin import builtin_models, find_bundle, tell_unreadable, with_record
 from topcoat.runtime._errors import BundleError, BundleIntegrityError, BundleVersionError
 from topcoat.runtime._onnx_scan import external_data_location
 
@@ -180,6 +181,8 @@ class Manifest:
     memory_per_pixel: int | None = None
     """About how many bytes an engine works with at its peak per input pixel, computing in fp32;
     None if the bundle does not say."""
+    description: str | None = None
+    """For people: what it is, in one line; None if the bundle does not say."""
 
 
 def this_platform() -> str:
@@ -195,7 +198,8 @@ def read_manifest(path: str | Path) -> Manifest:
     """Read and check the manifest of a bundle, without reading its models.
 
     Args:
-        path: the bundle's folder (``NAME.topcoat``) or the manifest.json inside it.
+        path: the bundle's folder (``NAME.topcoat``), the manifest.json inside it, or the name of a
+            built-in model, whose rows of parity are then those that were recorded here, too.
 
     Returns:
         The parsed manifest. Keys that this version does not know are ignored. Every file that it
@@ -209,7 +213,14 @@ def read_manifest(path: str | Path) -> Manifest:
         BundleIntegrityError: a file's size is not the stated one.
     """
     folder = _bundle_folder(Path(path))
-    manifest = _parse(folder, _load_json(folder))
+    raw = _load_json(folder)
+    manifest = _parse(folder, raw)
+    if (recorded := with_record(folder, raw)) is not None:
+        record, completed = recorded
+        try:
+            manifest = _parse(folder, completed)
+        except BundleError as error:
+            tell_unreadable(record, error)
     for name, _, size in _listed_files(manifest):
         _check_listed_file(folder, name, size)
     return manifest
@@ -272,8 +283,11 @@ def read_file(manifest: Manifest, name: str) -> bytes:
 def _bundle_folder(path: Path) -> Path:
     if path.name == "manifest.json" and path.is_file():
         path = path.parent
+    path = find_bundle(path)
     if not path.exists():
-        raise BundleError(f"{path} does not exist; give the folder NAME.topcoat of a bundle")
+        raise BundleError(
+            f"{path} does not exist; give the folder NAME.topcoat of a bundle{_or_builtin()}"
+        )
     if path.is_dir():
         return path.absolute()
     if path.suffix in {".pt", ".pth", ".ckpt"}:
@@ -289,13 +303,25 @@ def _bundle_folder(path: Path) -> Path:
     raise BundleError(f"{path} is a file; the runtime wants a bundle, which is a folder")
 
 
+def _or_builtin() -> str:
+    """Name the built-in models for an error."""
+    names = ", ".join(builtin_models())
+    return f", or a built-in model: {names}" if names else ""
+
+
 def _load_json(folder: Path) -> Mapping[str, Any]:
     path = folder / "manifest.json"
     _check_inside(folder, "manifest.json")
     if not path.is_file():
         holds = "is empty" if not any(folder.iterdir()) else "holds no manifest.json"
+        hidden = (
+            f", or rename it to use the built-in model {folder.name}"
+            if folder.name in builtin_models()
+            else ""
+        )
         raise BundleError(
             f"{folder} {holds}; it is not a bundle: give the folder that export-engine wrote"
+            f"{hidden}"
         )
     try:
         if path.stat().st_size > _MANIFEST_LIMIT:
@@ -535,6 +561,7 @@ def _parse(folder: Path, raw: Mapping[str, Any]) -> Manifest:
         variants=variants,
         files=MappingProxyType(files),
         memory_per_pixel=top.optional_integer("memory_per_pixel", 1),
+        description=top.optional_text("description"),
     )
 
 

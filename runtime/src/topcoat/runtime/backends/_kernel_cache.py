@@ -11,11 +11,11 @@ import hashlib
 import logging
 import os
 import re
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from topcoat.runtime._files import cache_folder
 from topcoat.runtime.backends._cuda import Device
 
 _DIGEST = hashlib.sha256().digest_size
@@ -25,16 +25,7 @@ _log = logging.getLogger("topcoat.runtime")
 
 def default_cache_folder() -> Path | None:
     """Return where compiled kernels are kept: the user's cache folder, or None if there is none."""
-    if sys.platform == "win32":
-        root = os.environ.get("LOCALAPPDATA")
-        return Path(root) / "topcoat" / "tensorrt-rtx" if root else None
-    root = os.environ.get("XDG_CACHE_HOME")
-    if root and Path(root).is_absolute():  # the specification has relative ones ignored
-        return Path(root) / "topcoat" / "tensorrt-rtx"
-    try:
-        return Path.home() / ".cache" / "topcoat" / "tensorrt-rtx"
-    except RuntimeError:  # the user has no home
-        return None
+    return cache_folder("tensorrt-rtx")
 
 
 class KernelCache:

@@ -25,6 +25,7 @@ BACKEND_NAMES = (
     "onnxruntime-cpu",
     "onnxruntime-webgpu",
 )
+BUNDLE_HELP = "bundle NAME.topcoat, or a built-in model (topcoat models lists them)"
 PRECISION_NAMES = ("fp32", "bf16", "fp16", "int8")
 
 

@@ -28,6 +28,7 @@ of the machine falls on all of them. Close other programs for figures worth publ
 _EPILOG = """\
 examples:
   bench-latency candy.topcoat                                    a table in the terminal
+  bench-latency poster-realtime                                  a built-in model
   bench-latency candy.topcoat --html latency.html                and one page with plots
   bench-latency candy.topcoat --sizes 960x540 --backend onnxruntime-cpu --threads 1
   bench-latency candy.topcoat --seconds 30 --json latency.json   longer, and every single latency
@@ -45,7 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("bundle", metavar="B", type=Path, help="bundle NAME.topcoat")
+    parser.add_argument("bundle", metavar="B", type=Path, help=_shared.BUNDLE_HELP)
     parser.add_argument(
         "--sizes",
         type=_sizes,

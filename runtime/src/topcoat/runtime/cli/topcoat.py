@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from topcoat.runtime._errors import BackendError, FrameError, MediaError
+from topcoat.runtime._errors import BackendError, BundleError, FrameError, MediaError
 from topcoat.runtime.cli import _shared, verify
 
 if TYPE_CHECKING:
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 _DESCRIPTION = "Run a Topcoat bundle on pictures and videos, make textures, say what is in one."
 _EPILOG = """\
 examples:
-  topcoat run photo.jpg styled.jpg --model candy.topcoat      one picture
+  topcoat models                                              the models that come with it
+  topcoat run photo.jpg styled.jpg --model starry-night       one picture, through one of them
+  topcoat run photo.jpg styled.jpg --model candy.topcoat      ... or through a bundle of yours
   topcoat run photos/ styled/ --model candy.topcoat           every picture below a folder
   topcoat run clip.mp4 styled.mp4 --model candy.topcoat       a video, its sound kept
   topcoat run small.png large.png --model x4.topcoat          a picture four times as large
@@ -100,7 +102,7 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("input", metavar="IN", type=Path, help="picture, folder or video")
     run.add_argument("output", metavar="OUT", type=Path, help="where the result goes")
     run.add_argument(
-        "--model", dest="bundle", required=True, metavar="B", type=Path, help="bundle NAME.topcoat"
+        "--model", dest="bundle", required=True, metavar="B", type=Path, help=_shared.BUNDLE_HELP
     )
     run.add_argument("--force", action="store_true", help="replace files that exist")
     run.add_argument(
@@ -166,7 +168,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="example:\n  topcoat info candy.topcoat --json | jq .size\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    info.add_argument("bundle", metavar="B", type=Path, help="bundle NAME.topcoat")
+    info.add_argument("bundle", metavar="B", type=Path, help=_shared.BUNDLE_HELP)
     info.add_argument("--json", action="store_true", help="print JSON on stdout")
 
     explain = commands.add_parser(
@@ -176,11 +178,21 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="example:\n  topcoat explain candy.topcoat --backend onnxruntime-cpu\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    explain.add_argument("bundle", metavar="B", type=Path, help="bundle NAME.topcoat")
+    explain.add_argument("bundle", metavar="B", type=Path, help=_shared.BUNDLE_HELP)
     explain.add_argument("--json", action="store_true", help="print JSON on stdout")
     _shared.add_model_options(explain)
 
     verify.add_parser(commands)
+
+    models = commands.add_parser(
+        "models",
+        help="list the models that come with the package",
+        description="List the built-in models: name, task, size on disk, and what each is.\n"
+        "Their names may stand wherever a bundle is asked for.",
+        epilog="example:\n  topcoat run photo.jpg painted.jpg --model starry-night\n",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    models.add_argument("--json", action="store_true", help="print JSON on stdout")
     return parser
 
 
@@ -193,6 +205,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "info": _info,
         "explain": _explain,
         "verify": verify.run,
+        "models": _models,
     }
     action = actions[arguments.command]
     return _shared.run("topcoat", lambda: action(arguments))
@@ -535,6 +548,8 @@ def _info(arguments: argparse.Namespace) -> int:
         limits += f", engine takes {size.min} or more" if size.min > 1 else ""
     limits += f", at most {size.max}" if size.max is not None else ""
     limits += "; others are refused" if manifest.task == TEXTURE else ""
+    if manifest.description:
+        print(f"  about         {manifest.description}")
     total = len(manifest.variants) + len(manifest.files)
     print(f"  frame sizes   {limits}")
     print(f"  tiles         {_tile_figures(manifest)}")
@@ -629,6 +644,33 @@ def _explain(arguments: argparse.Namespace) -> int:
     print(json.dumps(explanation.to_json(), indent=2) if arguments.json else explanation)
     if failure is not None:
         raise failure
+    return 0
+
+
+# ----------------------------------------------------------------------------------------- models
+
+
+def _models(arguments: argparse.Namespace) -> int:
+    from topcoat.runtime._builtin import MODELS, builtin_models
+    from topcoat.runtime.bundle import read_manifest
+
+    rows = []
+    for name, folder in builtin_models().items():
+        manifest = read_manifest(folder)
+        size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+        about = manifest.description or ""
+        rows.append((name, manifest.task, manifest.scale, size, about, folder))
+    if arguments.json:
+        keys = ("name", "task", "scale", "bytes", "description", "folder")
+        listing = [dict(zip(keys, (*row[:-1], str(row[-1])), strict=True)) for row in rows]
+        print(json.dumps(listing, indent=2, ensure_ascii=False))
+        return 0
+    if not rows:
+        raise BundleError(f"{MODELS} holds no model; install topcoat-runtime again")
+    wide = max(len(row[0]) for row in rows)
+    for name, task, scale, size, about, _ in rows:
+        what = task if scale == 1 else f"{task} x{scale}"
+        print(f"{name:<{wide}}  {what:<19}  {size / 1e6:5.2f} MB  {about}".rstrip())
     return 0
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _DESCRIPTION = """\
 Compare every engine of a bundle that can run on this machine with the trained network, and record
-the result in the bundle.
+the result in the bundle; of a built-in model, in your cache folder.
 
 An engine for a GPU is often built on a machine without that GPU. The export then says "built, not
 run here", and the runtime does not use it. Run this once where it is to work: it compares the
@@ -48,7 +48,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("bundle", metavar="B", type=Path, help="bundle NAME.topcoat")
+    parser.add_argument("bundle", metavar="B", type=Path, help=_shared.BUNDLE_HELP)
     parser.add_argument(
         "--all",
         dest="everything",
@@ -117,8 +117,9 @@ def _lines(found: Verification) -> list[str]:
         lines.append(f"{found.bundle}: nothing to measure on this machine")
     elif not found.measured:
         lines.append(f"{found.bundle}: nothing was proved, manifest.json is as it was")
-    elif found.recorded:
-        lines.append(f"{found.bundle}: recorded in manifest.json")
+    elif found.record is not None:
+        builtin = found.record.name != "manifest.json"
+        lines.append(f"{found.bundle}: recorded in {found.record if builtin else 'manifest.json'}")
     else:
         lines.append(f"{found.bundle}: not recorded (--dry-run)")
     return lines

@@ -1,4 +1,4 @@
-"""Write measured rows into a bundle's manifest, and nothing else."""
+"""Write measured rows into a bundle's manifest, or into the record of a built-in model."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from topcoat.runtime._builtin import is_builtin, record_file
 from topcoat.runtime._errors import BundleError, BundleIntegrityError, BundleWriteError
 from topcoat.runtime.bundle import Manifest
 from topcoat.runtime.parity._report import ParityRow
@@ -44,10 +45,16 @@ def check_recordable(manifest: Manifest) -> None:
     """Refuse early, before minutes of work, what could not be recorded at the end.
 
     Raises:
-        BundleWriteError: the folder or its manifest.json is read-only.
+        BundleWriteError: the folder or its manifest.json is read-only; of a built-in model, its
+            record cannot be written.
         BundleError: the manifest holds what JSON cannot say, such as NaN.
     """
-    path = _path(manifest)
+    path = record_path(manifest)
+    if is_builtin(manifest.folder):
+        _make_folder(path)
+        with _beside(path) as temporary:
+            temporary.write_bytes(b"")
+        return
     # The file is replaced, which its own mode would not prevent: who made it read-only meant it.
     for place in (path, path.parent):
         if not place.stat().st_mode & 0o222:
@@ -59,7 +66,7 @@ def check_recordable(manifest: Manifest) -> None:
 
 
 def record_row(manifest: Manifest, row: ParityRow) -> None:
-    """Replace or add a row, in one step: manifest.json is the old one or the new one, whole.
+    """Replace or add a row, in one step: the file is the old one or the new one, whole.
 
     Whoever else records in the bundle meanwhile waits, so that no row is lost. Everything that this
     version does not know stays as it is. An entry of ``parity_not_run`` for
@@ -75,22 +82,51 @@ def record_row(manifest: Manifest, row: ParityRow) -> None:
     """
     if row.status == "not run":
         return
-    path = _path(manifest)
+    path = record_path(manifest)
+    builtin = is_builtin(manifest.folder)
+    if builtin:
+        _make_folder(path)
     with _alone(path):
-        _replace(path, manifest, row)
+        _replace(path, manifest, row, builtin=builtin)
 
 
-def _replace(path: Path, manifest: Manifest, row: ParityRow) -> None:
-    content, indent = _content(path)
+def record_path(manifest: Manifest) -> Path:
+    """Return the file that rows go into.
+
+    Raises:
+        BundleWriteError: it is a built-in model, and there is no home folder to keep them in.
+    """
+    if not is_builtin(manifest.folder):
+        return (manifest.folder / "manifest.json").resolve()
+    path = record_file(manifest.folder)
+    if path is None:
+        raise _cannot_write(manifest.folder, "there is no home folder to keep the record in")
+    return path
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        # Others must not be able to declare an engine proved.
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise _cannot_write(path, error.strerror or str(error)) from error
+
+
+def _replace(path: Path, manifest: Manifest, row: ParityRow, *, builtin: bool) -> None:
+    content, indent = _record_content(path) if builtin else _content(path)
     measured = next(v for v in manifest.variants if v.file == row.engine.file)
     for variant in content["variants"]:
         if (variant.get("file"), variant.get("sha256")) == (measured.file, measured.sha256):
             break
     else:
-        raise BundleIntegrityError(
-            f"{path} no longer describes the {measured.file} that was measured; the bundle was"
-            " replaced meanwhile: verify it again"
-        )
+        if not builtin:
+            raise BundleIntegrityError(
+                f"{path} no longer describes the {measured.file} that was measured; the bundle was"
+                " replaced meanwhile: verify it again"
+            )
+        # Those of other hashes stay: another environment of this user may have another version.
+        variant = {"file": measured.file, "sha256": measured.sha256, "parity": []}
+        content["variants"].append(variant)
     entry = row.to_manifest()
     variant["parity"] = _with_row(variant["parity"], entry)
     if isinstance(variant.get("parity_not_run"), list):
@@ -103,7 +139,8 @@ def _replace(path: Path, manifest: Manifest, row: ParityRow) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        shutil.copymode(path, temporary)
+        if path.exists():
+            shutil.copymode(path, temporary)
         temporary.replace(path)
     # Some file systems cannot flush a folder; the file itself is safe then all the same.
     with contextlib.suppress(OSError):
@@ -131,10 +168,6 @@ def _same(row: object, entry: dict[str, Any], besides: tuple[str, ...]) -> bool:
     return isinstance(row, dict) and all(row.get(key) == entry.get(key) for key in keys)
 
 
-def _path(manifest: Manifest) -> Path:
-    return (manifest.folder / "manifest.json").resolve()
-
-
 def _content(path: Path) -> tuple[dict[str, Any], int]:
     """Return the manifest's values, which were checked when it was read, and its indentation."""
     try:
@@ -146,6 +179,22 @@ def _content(path: Path) -> tuple[dict[str, Any], int]:
             f"{path} cannot be read any more ({' '.join(str(error).split())}); verify it again"
         ) from error
     return content, len(found.group(1)) if found else 1
+
+
+def _record_content(path: Path) -> tuple[dict[str, Any], int]:
+    """Return the values of a record; of one that is missing or damaged, those of an empty one."""
+    try:
+        content = json.loads(path.read_bytes())
+        variants = content["variants"]
+        if isinstance(variants, list) and all(
+            isinstance(v, dict) and isinstance(v.get("parity"), list) for v in variants
+        ):
+            return content, 1
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        _log.info("%s is damaged and will be written again", path)
+    return {"format": "topcoat-verified", "format_version": 1, "variants": []}, 1
 
 
 def _text(path: Path, content: dict[str, Any], indent: int) -> str:

@@ -32,7 +32,7 @@ from topcoat.runtime.parity._probes import (
     size_probes,
     synthetic_probes,
 )
-from topcoat.runtime.parity._record import check_recordable, record_row
+from topcoat.runtime.parity._record import check_recordable, record_path, record_row
 from topcoat.runtime.parity._report import ParityRow, gates_json, machine
 
 GOLDEN = "golden pair"
@@ -53,7 +53,10 @@ class Verification:
     """Those that had passed for this device before, and were not measured again."""
     machine: dict[str, str] = field(default_factory=dict)
     recorded: bool
-    """Whether manifest.json holds the rows now."""
+    """Whether the rows were written."""
+    record: Path | None = None
+    """Where they are: manifest.json, or a file of the user's for a built-in model; None if they
+    were not written."""
 
     @property
     def measured(self) -> list[ParityRow]:
@@ -76,6 +79,7 @@ class Verification:
             "bundle": self.bundle,
             "passed": bool(self),
             "recorded": self.recorded,
+            "record": None if self.record is None else str(self.record),
             "machine": dict(self.machine),
             "gates": gates_json(),
             "earlier": [
@@ -121,6 +125,7 @@ class Verifier:
             earlier=earlier,
             machine=machine(),
             recorded=self._record,
+            record=record_path(self._manifest) if self._record else None,
         )
 
     def _plan(self, *, everything: bool) -> tuple[list[Engine], list[Engine]]:

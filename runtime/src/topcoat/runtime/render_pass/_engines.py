@@ -278,8 +278,8 @@ class BundleSource:
     """
 
     def __init__(self, bundle: str | Path, **options: Any) -> None:  # noqa: ANN401
-        self.path = Path(bundle)
         self.manifest: Manifest = read_manifest(bundle)
+        self.path = self.manifest.folder
         if self.manifest.task == TEXTURE:
             raise PassError(
                 f"{self.manifest.name} makes textures out of noise, wanted a bundle that repaints"
