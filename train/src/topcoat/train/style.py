@@ -1,5 +1,6 @@
 """Style training: what the shared loop needs to know about repainting photographs."""
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 from topcoat.train._errors import CheckpointError, ContentError, PictureError, RecipeError
-from topcoat.train.checkpoint import Checkpoint
+from topcoat.train.checkpoint import Checkpoint, load_checkpoint
 from topcoat.train.data import Photographs, fingerprint, require_usable
 from topcoat.train.frames import frame_tensor, run_network
 from topcoat.train.loop import Outcome, RunSettings, Task, train
@@ -60,6 +61,9 @@ class StyleRun:
     targets: Path | None = None
     """Folder of pairs, instead of ``content``, if the recipe's supervision is not the style alone;
     None when resuming, which remembers it."""
+    teacher: Path | None = None
+    """Checkpoint of a style network whose pictures of ``content`` are the targets, instead of
+    pairs; None when resuming, which remembers it."""
     loss_weights: Path | None = None
     resume: Checkpoint | None = None
     settings: RunSettings = field(default_factory=lambda: RunSettings(output=Path("style.pt")))
@@ -77,6 +81,7 @@ def train_style(run: StyleRun) -> Outcome:
         style=run.style is not None,
         content=run.content is not None,
         targets=run.targets is not None,
+        teacher=run.teacher is not None,
         resuming=run.resume is not None,
     )
     if run.loss_weights is not None and recipe.supervision == "targets":
@@ -85,7 +90,9 @@ def train_style(run: StyleRun) -> Outcome:
             "leave it out"
         )
     picture = None if run.style is None else load_style(run.style)
-    data = (_photographs if recipe.supervision == "style" else _pairs)(run, recipe, picture)
+    teacher = None if recipe.supervision == "style" else _teacher(run, recipe)
+    taught_by_pairs = recipe.supervision != "style" and teacher is None
+    data = (_pairs if taught_by_pairs else _photographs)(run, recipe, picture, teacher)
     if run.resume is not None:
         check_picture(run.resume, picture)
     objective: PerceptualLoss | None = None
@@ -104,8 +111,11 @@ def train_style(run: StyleRun) -> Outcome:
     task = Task(
         kind="style",
         network=build_network(recipe.network, recipe.network_settings()),
-        loss=_loss(objective, recipe),
-        modules=[] if objective is None else [objective],
+        loss=_loss(objective, recipe, None if teacher is None else teacher.network),
+        modules=[
+            *([] if objective is None else [objective]),
+            *([] if teacher is None else [teacher.network]),
+        ],
         preview=data.preview,
         style=data.style,
         state={**data.state, **state},
@@ -125,20 +135,103 @@ class _Data:
     preview: Callable[[FrameNetwork], Image.Image]
 
 
-def _photographs(run: StyleRun, recipe: StyleRecipe, picture: StylePicture | None) -> _Data:
+@dataclass(frozen=True, kw_only=True)
+class _Teacher:
+    """A trained network whose pictures are the targets."""
+
+    path: Path
+    network: FrameNetwork
+    """Frozen."""
+    style: dict[str, Any]
+    """What its checkpoint says of the style picture."""
+    sha256: str
+    """Of its weights: a shipped copy without the optimiser is the same teacher."""
+
+
+def _teacher(run: StyleRun, recipe: StyleRecipe) -> _Teacher | None:
+    """Load the network that teaches; None if pairs do.
+
+    Raises:
+        CheckpointError: it is no style network, or not the one that the run began with.
+        RecipeError: the training pictures are of a size that it does not take.
+    """
+    stored = (run.resume.state or {}) if run.resume is not None else {}
+    path = run.teacher
+    if run.resume is not None and "teacher" not in stored:
+        if path is not None:
+            raise CheckpointError(
+                "the checkpoint was not trained with a teacher, --teacher would change the run; "
+                "leave it out"
+            )
+        return None
+    if path is None:
+        if run.resume is None:
+            return None
+        path = Path(stored["teacher"])
+    checkpoint = load_checkpoint(path)
+    if checkpoint.task != "style":
+        raise CheckpointError(
+            f"{path} is of task {checkpoint.task!r} and cannot teach a style; "
+            "give a checkpoint that train-style wrote"
+        )
+    network = checkpoint.build_network().requires_grad_(False)
+    if recipe.crop % network.size_multiple or recipe.crop < network.size_min:
+        raise RecipeError(
+            f"crop is {recipe.crop}, the teacher {path} takes multiples of "
+            f"{network.size_multiple} from {network.size_min} on; pass --crop "
+            f"{max(network.size_min, recipe.crop // network.size_multiple * network.size_multiple)}"
+        )
+    sha256 = _weights_sha256(checkpoint)
+    if run.resume is not None and stored.get("teacher_sha256") != sha256:
+        raise CheckpointError(
+            f"{path} holds other weights than the teacher that the run began with, so the run "
+            "would not be the same one; pass the original with --teacher"
+        )
+    return _Teacher(path=path, network=network, style=checkpoint.style, sha256=sha256)
+
+
+def _weights_sha256(checkpoint: Checkpoint) -> str:
+    digest = hashlib.sha256(repr(sorted(checkpoint.network["settings"].items())).encode())
+    for name, value in sorted(checkpoint.weights.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _photographs(
+    run: StyleRun, recipe: StyleRecipe, picture: StylePicture | None, teacher: _Teacher | None
+) -> _Data:
     pictures, folder = content_pictures(run.content, run.resume)
     require_usable(pictures, recipe.batch)
     if run.resume is not None:
         check_resume(run.resume, recipe.steps, pictures)
+    state: dict[str, Any] = {"content": folder, "content_fingerprint": fingerprint(pictures)}
+    if teacher is not None:
+        state |= {"teacher": str(teacher.path.resolve()), "teacher_sha256": teacher.sha256}
+        if picture is not None and picture.sha256 != teacher.style.get("sha256"):
+            raise ContentError(
+                f"the teacher {teacher.path} was trained on another style picture "
+                f"({teacher.style.get('name')!r}) than {picture.name!r}; pass that one with --style"
+            )
+    # What a network alone teaches is the style that it was trained on.
+    style = (
+        teacher.style
+        if teacher is not None and picture is None and run.resume is None
+        else describe_picture(run.resume, picture)
+    )
     return _Data(
         samples=Photographs(pictures, recipe.crop, recipe.fit, recipe.seed),
-        style=describe_picture(run.resume, picture),
-        state={"content": folder, "content_fingerprint": fingerprint(pictures)},
+        style=style,
+        state=state,
         preview=_Preview(picture, pictures if run.content else None),
     )
 
 
-def _pairs(run: StyleRun, recipe: StyleRecipe, picture: StylePicture | None) -> _Data:
+def _pairs(
+    run: StyleRun, recipe: StyleRecipe, picture: StylePicture | None, _: _Teacher | None
+) -> _Data:
+    if run.content is not None:
+        raise RecipeError("pairs bring their own photographs, --content would change nothing")
     folder = run.targets
     if folder is None:
         assert run.resume is not None
@@ -167,20 +260,31 @@ def _pairs(run: StyleRun, recipe: StyleRecipe, picture: StylePicture | None) -> 
 
 
 def _loss(
-    objective: PerceptualLoss | None, recipe: StyleRecipe
+    objective: PerceptualLoss | None, recipe: StyleRecipe, teacher: FrameNetwork | None
 ) -> Callable[[FrameNetwork | nn.Module, Tensor], dict[str, Tensor]]:
-    """(network, batch) -> losses; a batch of pairs has the targets in channels 3 to 5."""
+    """(network, batch) -> losses.
+
+    A batch of pairs has the targets in channels 3 to 5; of photographs alone, the teacher makes
+    them.
+    """
 
     def style(network: FrameNetwork | nn.Module, frames: Tensor) -> dict[str, Tensor]:
         assert objective is not None
         output = network(frames)
         return stable(network, frames, output, objective(output, frames))
 
+    def pair(frames: Tensor) -> tuple[Tensor, Tensor]:
+        if teacher is None:
+            photos, wanted = (
+                part.contiguous(memory_format=torch.channels_last)
+                for part in (frames[:, :3], frames[:, 3:])
+            )
+            return photos, wanted
+        with torch.no_grad():  # clipped: a picture is what is learnt
+            return frames, teacher(frames).float().clamp(0, 1)
+
     def targets(network: FrameNetwork | nn.Module, frames: Tensor) -> dict[str, Tensor]:
-        photos, wanted = (
-            part.contiguous(memory_format=torch.channels_last)
-            for part in (frames[:, :3], frames[:, 3:])
-        )
+        photos, wanted = pair(frames)
         output = network(photos)
         pixel = pixel_loss(output, wanted, recipe.target_form)
         parts = {"total": pixel, "pixel": pixel}

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 from topcoat.train._errors import RecipeError
@@ -19,7 +19,7 @@ class StyleRecipe(TrainingRecipe, PerceptualRecipe):
 
     network_fields: ClassVar[Mapping[str, Sequence[str]]] = {
         "johnson": ("form", "width", "blocks", "upsampling", "norm"),
-        "realtime": ("width", "blocks", "norm"),
+        "realtime": ("width", "blocks", "norm", "dilation"),
         "ulyanov": (
             *("scales", "scale_width", "upsampling", "norm", "activation", "padding", "noise"),
         ),
@@ -39,7 +39,12 @@ class StyleRecipe(TrainingRecipe, PerceptualRecipe):
     upsampling: Literal["nearest", "bilinear"] = setting(
         "bilinear", "before a convolution, in the modern form; nearest leaves a 4-pixel grid"
     )
-    norm: Literal["instance", "batch"] = setting("instance", "normalisation layers")
+    norm: Literal["instance", "first", "batch"] = setting(
+        "instance", "normalisation layers; first: of realtime, behind its first layer alone"
+    )
+    dilation: int = setting(
+        1, "spacing of the taps in every second block of realtime, in positions of 4 pixels"
+    )
     scales: int = setting(
         6, "sizes that ulyanov looks at the photograph in, each half the one before"
     )
@@ -80,7 +85,7 @@ class StyleRecipe(TrainingRecipe, PerceptualRecipe):
     supervision: Literal["style", "targets", "both"] = setting(
         "style",
         "what the output is held to: the style and the photograph through the loss network; "
-        "targets: pairs made before, pixel by pixel; both: their sum",
+        "targets: pairs made before, or a teacher's pictures, pixel by pixel; both: their sum",
     )
     target_weight: float = setting(1.0, "weight of the targets' pixel loss beside the style's")
     target_form: Literal["l1", "l2"] = setting(
@@ -101,6 +106,11 @@ class StyleRecipe(TrainingRecipe, PerceptualRecipe):
                 f"try {max(16, self.crop & ~3)}"
             )
         check_style_size(self.style_size)
+        if self.norm == "first" and self.network != "realtime":
+            raise RecipeError(
+                f"norm first belongs to the network realtime, got it for {self.network}; "
+                "try instance"
+            )
         in_paper_s_form = self.network == "johnson" and self.form == "paper"
         if in_paper_s_form and self.crop <= 8 * self.blocks:
             raise RecipeError(
@@ -121,7 +131,7 @@ class StyleRecipe(TrainingRecipe, PerceptualRecipe):
         idle = super().idle_fields()
         if self.supervision == "style":
             return idle | {"target_weight", "target_form"}
-        idle |= {"fit"}  # pairs are cut, never scaled
+        idle |= {"fit"}  # pairs are cut, never scaled, and a teacher's photographs with them
         if self.supervision == "both":
             return idle
         objective = {entry.name for entry in dataclasses.fields(PerceptualRecipe)} - {"name"}
@@ -129,7 +139,13 @@ class StyleRecipe(TrainingRecipe, PerceptualRecipe):
 
 
 def check_supervision(
-    recipe: StyleRecipe, *, style: bool, content: bool, targets: bool, resuming: bool
+    recipe: StyleRecipe,
+    *,
+    style: bool,
+    content: bool,
+    targets: bool,
+    resuming: bool,
+    teacher: bool = False,
 ) -> None:
     """Check that a run is given what its supervision needs, and nothing that it has no use for.
 
@@ -138,26 +154,31 @@ def check_supervision(
         style: whether a style picture is given.
         content: whether a folder of photographs is.
         targets: whether a folder of pairs is.
-        resuming: a checkpoint remembers all three.
+        resuming: a checkpoint remembers all of them.
+        teacher: whether a network is whose pictures are the targets.
 
     Raises:
         RecipeError: something is missing, or would change nothing.
     """
     supervision = recipe.supervision
-    if content and (targets or supervision != "style"):
+    if targets and teacher:
+        raise RecipeError(
+            "--targets and --teacher both say what the output is to be; pass one of them"
+        )
+    if content and targets:
         raise RecipeError(
             "pairs bring their own photographs, --content would change nothing: "
             "leave it out, or train without --targets"
         )
-    if targets and supervision == "style":
+    if supervision == "style" and (targets or teacher):
         raise RecipeError(
-            "this run is held to the style alone, --targets would change nothing: "
-            "leave it out, or start one with --supervision targets or both"
+            f"this run is held to the style alone, --{'targets' if targets else 'teacher'} would "
+            "change nothing: leave it out, or start one with --supervision targets or both"
         )
-    if not targets and supervision != "style" and not resuming:
+    if not (targets or teacher or resuming) and supervision != "style":
         raise RecipeError(
-            f"--supervision {supervision} needs pairs; pass --targets PAIRS, a folder "
-            "that optimize-image --batch made"
+            f"--supervision {supervision} needs pairs; pass --targets PAIRS, a folder that "
+            "optimize-image --batch made, or --teacher CHECKPOINT, a network that makes them"
         )
     if style and supervision == "targets":
         raise RecipeError(
@@ -168,7 +189,8 @@ def check_supervision(
         hint = (
             "pass --style PICTURE or a name from --list-styles"
             if supervision == "style"
-            else "--supervision both needs the picture that the pairs were made with: pass --style"
+            else "--supervision both needs the picture that the targets were made with: pass "
+            "--style"
         )
         raise RecipeError(f"no style given; {hint}")
 
@@ -182,6 +204,18 @@ def check_style_size(size: int) -> None:
     if not 64 <= size <= 4096:
         raise RecipeError(f"style_size must be 64 to 4096 pixels, got {size}; try 512")
 
+
+_REALTIME = StyleRecipe(
+    name="realtime",
+    network="realtime",
+    blocks=4,
+    style_size=384,
+    crop=224,
+    stability_weight=40.0,
+    steps=1000,
+    batch=2,
+    learning_rate=5e-3,
+)
 
 STYLE_RECIPES: dict[str, StyleRecipe] = {
     "modern": StyleRecipe(name="modern"),
@@ -202,17 +236,9 @@ STYLE_RECIPES: dict[str, StyleRecipe] = {
         schedule="constant",
         precision="fp32",
     ),
-    "realtime": StyleRecipe(
-        name="realtime",
-        network="realtime",
-        blocks=4,
-        style_size=384,
-        crop=224,
-        stability_weight=40.0,
-        steps=1000,
-        batch=2,
-        learning_rate=5e-3,
-    ),
+    "realtime-small": replace(_REALTIME, name="realtime-small", width=16),
+    "realtime": _REALTIME,
+    "realtime-large": replace(_REALTIME, name="realtime-large", width=48, blocks=6),
     "ulyanov2016": StyleRecipe(
         name="ulyanov2016",
         network="ulyanov",
