@@ -9,7 +9,7 @@ its weight files load, and a test compares the two where torchvision is installe
 import hashlib
 import itertools
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from topcoat.train._errors import LossWeightsError, RecipeError
+from topcoat.train.losses import _frozen
 from topcoat.train.losses._loss_weights import (
     EMBEDDED,
     HUB_FILE,
@@ -27,6 +28,7 @@ from topcoat.train.losses._loss_weights import (
     find_loss_weights,
     read_state,
 )
+from topcoat.train.losses.gram import gram_matrix
 from topcoat.train.recipes import PerceptualRecipe
 
 _BLOCKS = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4), EMBEDDED: (2, 2, 3, 3, 3)}
@@ -156,14 +158,18 @@ class LossNetwork(nn.Module):
     def forward(self, frame: Tensor, until: str | None = None) -> dict[str, Tensor]:
         """(B, 3, H, W) RGB in [0, 1] -> {layer: (B, C, H', W')}, after the ReLU.
 
-        With ``until``, stops at that layer and returns it alone.
+        With ``until``, one of the layers, stops at that layer and returns it alone.
         """
-        last = len(self.features) - 1 if until is None else layer_index(self.network, until)
+        indices = {layer: index for index, layer in self.taps.items()}
+        last = len(self.features) - 1 if until is None else indices[until]
         wanted = {i: n for i, n in self.taps.items() if until in (None, n)}
         # Channels last whatever came: a third less time on a CPU, and Gram matrices without a copy.
         x = ((frame - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         found: dict[str, Tensor] = {}
         if not self.checkpointing or not x.requires_grad:
+            if _frozen.applies(self.features, x):
+                taps, _ = _frozen.describe([*self.features], x, wanted)
+                return {wanted[index]: tap for index, tap in taps.items()}
             for index in range(last + 1):
                 x = self.features[index](x)
                 if index in wanted:
@@ -178,11 +184,51 @@ class LossNetwork(nn.Module):
 
     def _block(self, x: Tensor, first: int, end: int) -> tuple[Tensor, dict[int, Tensor]]:
         taps = {}
+        if _frozen.applies(self.features, x):
+            inside = {index for index in self.taps if first <= index < end}
+            found, _ = _frozen.describe(
+                [*self.features][first:end], x, [i - first for i in inside | {end - 1}]
+            )
+            x = found[end - 1 - first]
+            return x, {index: found[index - first] for index in inside}
         for index in range(first, end):
             x = self.features[index](x)
             if index in self.taps:
                 taps[index] = x
         return x, taps
+
+    def statistics(
+        self, frame: Tensor, features: Collection[str], grams: Collection[str]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """What an objective reads of a frame.
+
+        Args:
+            frame: (B, 3, H, W) RGB in [0, 1].
+            features: layers whose features are wanted.
+            grams: layers whose Gram matrices are wanted.
+
+        Returns:
+            {layer: (B, C, H', W')}, after the ReLU, and {layer: (B, C, C)}, as
+            :func:`~topcoat.train.losses.gram.gram_matrix` gives them.
+        """
+        x = (frame - self.mean) / self.std
+        if self.checkpointing or not _frozen.applies(self.features, x):
+            found = self(frame)
+            return (
+                {layer: found[layer] for layer in features},
+                {layer: gram_matrix(found[layer]) for layer in grams},
+            )
+        indices = {layer: index for index, layer in self.taps.items()}
+        taps, products = _frozen.describe(
+            [*self.features],
+            x,
+            [indices[layer] for layer in features],
+            [indices[layer] for layer in grams],
+        )
+        return (
+            {layer: taps[indices[layer]] for layer in features},
+            {layer: products[indices[layer]] for layer in grams},
+        )
 
     def target(self, frame: Tensor, layer: str) -> Tensor:
         """(B, 3, H, W) RGB in [0, 1] -> (B, C, H', W'): features to compare with, no gradient."""
