@@ -44,20 +44,48 @@ class _Gram(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, features: Tensor) -> Tensor:  # noqa: ANN401 - autograd's own type
-        b, c, h, w = features.shape
-        pixels = features.permute(0, 2, 3, 1).reshape(b, h * w, c)  # a view if channels-last
-        ctx.save_for_backward(pixels)
-        ctx.spatial = (h, w)
-        exact = pixels if pixels.dtype == torch.float64 else pixels.float()
-        return torch.bmm(exact.transpose(1, 2), exact) / (c * h * w)
+        ctx.save_for_backward(features)
+        return gram_forward(features)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:  # noqa: ANN401
-        (pixels,) = ctx.saved_tensors  # (B, H*W, C)
-        h, w = ctx.spatial
-        b, _, c = pixels.shape
-        both_factors = ((grad + grad.transpose(1, 2)) / (c * h * w)).to(pixels.dtype)
-        return torch.bmm(pixels, both_factors).reshape(b, h, w, c).permute(0, 3, 1, 2)
+        (features,) = ctx.saved_tensors
+        return gram_backward(features, grad)
+
+
+def gram_forward(features: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, C, C): :func:`gram_matrix` without a gradient."""
+    _, c, h, w = features.shape
+    pixels = _pixels(features)
+    exact = pixels if pixels.dtype == torch.float64 else pixels.float()
+    return torch.bmm(exact.transpose(1, 2), exact) / (c * h * w)
+
+
+def gram_backward(features: Tensor, grad: Tensor, onto: Tensor | None = None) -> Tensor:
+    """The gradient of :func:`gram_matrix`.
+
+    Args:
+        features: (B, C, H, W), what it was computed of.
+        grad: (B, C, C), the gradient of what it gave.
+        onto: (B, C, H, W) of the features' type, channels-last in memory: another gradient of the
+            features, to which this one is added in place and in the same product.
+
+    Returns:
+        (B, C, H, W) of the features' type, channels-last in memory: ``onto``, if it was given.
+    """
+    b, c, h, w = features.shape
+    both_factors = ((grad + grad.transpose(1, 2)) / (c * h * w)).to(features.dtype)
+    pixels = _pixels(features)
+    if onto is not None:
+        onto.permute(0, 2, 3, 1).view(b, h * w, c).baddbmm_(pixels, both_factors)
+        return onto
+    return torch.bmm(pixels, both_factors).reshape(b, h, w, c).permute(0, 3, 1, 2)
+
+
+def _pixels(features: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, H*W, C), a view if channels-last in memory."""
+    b, c, h, w = features.shape
+    return features.permute(0, 2, 3, 1).reshape(b, h * w, c)
 
 
 GRAM_FORMS: dict[str, str] = {

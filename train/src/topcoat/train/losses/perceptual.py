@@ -131,7 +131,7 @@ class PerceptualLoss(nn.Module):
             if photograph is None:
                 raise ValueError("content counts in this objective; give the photograph")
             content = self.content_target(photograph)
-        features = self.network(output) if recipe.layers() else {}
+        features, grams = self._statistics(output)
         if recipe.content_weight:
             assert content is not None
             seen = features[recipe.content_layer]
@@ -139,14 +139,9 @@ class PerceptualLoss(nn.Module):
             weights["content"] = recipe.content_weight
         if recipe.uses_style():
             form, shares = recipe.resolved_gram_form(), recipe.layer_weights()
-            everywhere: dict[str, Tensor] = {}  # of several styles, one Gram matrix serves all
 
             def gram(layer: str, mask: Tensor | None) -> Tensor:
-                if mask is not None:
-                    return _masked_gram(features[layer], mask)
-                if layer not in everywhere:
-                    everywhere[layer] = gram_matrix(features[layer])
-                return everywhere[layer]
+                return grams[layer] if mask is None else _masked_gram(features[layer], mask)
 
             parts["style"] = self._over_regions(
                 lambda number, layer, mask: (
@@ -155,7 +150,7 @@ class PerceptualLoss(nn.Module):
                         gram(layer, mask),
                         getattr(self, f"target{number}_gram_{layer}"),
                         form,
-                        features[layer].shape[2] * features[layer].shape[3],
+                        _positions(layer, output),
                     )
                 ),
                 recipe.style_layers,
@@ -185,6 +180,23 @@ class PerceptualLoss(nn.Module):
         total = torch.stack([weights[name] * part for name, part in parts.items()]).sum()
         return {"total": total, **parts}
 
+    def _statistics(self, output: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Of the output, the features by layer that losses look at, and the Gram matrices.
+
+        Of several styles everywhere, one Gram matrix serves all.
+        """
+        recipe = self.recipe
+        features: dict[str, None] = {}
+        grams: tuple[str, ...] = ()
+        if recipe.content_weight:
+            features[recipe.content_layer] = None
+        if recipe.uses_style():
+            grams = () if all(self.masked) else recipe.style_layers
+            features |= dict.fromkeys(recipe.style_layers if any(self.masked) else ())
+        if recipe.uses_histogram():
+            features |= dict.fromkeys(recipe.histogram_layers)
+        return self.network.statistics(output, features, grams) if features or grams else ({}, {})
+
     def _over_regions(
         self, loss: Callable[[int, str, Tensor | None], Tensor], layers: Sequence[str]
     ) -> Tensor:
@@ -197,6 +209,12 @@ class PerceptualLoss(nn.Module):
 
     def _generator(self) -> torch.Generator | None:
         return None if self.seed is None else torch.Generator().manual_seed(self.seed)
+
+
+def _positions(layer: str, frame: Tensor) -> int:
+    """H'*W' of a layer's features: every block of VGG has half the sides of the one before."""
+    halvings = int(layer.removeprefix("relu").partition("_")[0]) - 1
+    return (frame.shape[2] >> halvings) * (frame.shape[3] >> halvings)
 
 
 def _shrunk(mask: Tensor, features: Tensor) -> Tensor:

@@ -1,0 +1,168 @@
+"""The written-out passes of the loss network against the plain layers that they stand for."""
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from topcoat.train.losses import LossNetwork, _frozen, _winograd, gram_matrix
+
+_LAYERS = ("relu1_2", "relu2_2", "relu3_3")
+
+
+@pytest.fixture(scope="module")
+def network() -> LossNetwork:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return LossNetwork("vgg16", _LAYERS)
+
+
+def _frame(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(1)).to(dtype)
+
+
+def _plainly(network: LossNetwork, frame: Tensor) -> dict[str, Tensor]:
+    x, found = (frame - network.mean) / network.std, {}
+    for index, module in enumerate(network.features):
+        x = F.relu(x) if isinstance(module, nn.ReLU) else module(x)
+        if index in network.taps:
+            found[network.taps[index]] = x
+    return found
+
+
+def _relative(found: Tensor, wanted: Tensor) -> float:
+    found, wanted = found.detach().double(), wanted.detach().double()
+    return float((found - wanted).norm() / wanted.norm())
+
+
+@pytest.mark.parametrize("pooling", ["max", "average"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_features_grams_and_their_gradients_are_those_of_the_plain_layers(
+    pooling: str, checkpointing: bool
+) -> None:
+    torch.manual_seed(0)
+    network = LossNetwork("vgg16", _LAYERS, pooling=pooling, widths=(6,) * 7)  # type: ignore[arg-type]
+    network = network.double()
+    network.checkpointing = checkpointing
+    gradients = []
+    for way in ("plain", "ours"):
+        frame = _frame(2, 3, 22, 30, dtype=torch.float64).requires_grad_(True)
+        if way == "plain":
+            features = _plainly(network, frame)
+            grams = {layer: gram_matrix(features[layer]) for layer in _LAYERS}
+        else:
+            features, grams = network.statistics(frame, ["relu3_3", "relu2_2"], _LAYERS)
+        losses = [features[layer].sin().sum() for layer in ("relu2_2", "relu3_3")]
+        losses += [gram.square().sum() for gram in grams.values()]
+        torch.stack(losses).sum().backward()
+        assert frame.grad is not None
+        gradients.append(frame.grad)
+    torch.testing.assert_close(gradients[1], gradients[0])
+
+
+def test_what_nothing_is_asked_of_gets_no_gradient(network: LossNetwork) -> None:
+    frame = _frame(1, 3, 32, 32).requires_grad_(True)
+    features, grams = network.statistics(frame, ["relu3_3"], ["relu1_2"])
+    assert set(features) == {"relu3_3"}
+    assert set(grams) == {"relu1_2"}
+    grams["relu1_2"].square().sum().backward()  # nothing comes from behind relu1_2
+    plain = _frame(1, 3, 32, 32).requires_grad_(True)
+    gram_matrix(_plainly(network, plain)["relu1_2"]).square().sum().backward()
+    assert frame.grad is not None
+    assert plain.grad is not None
+    assert _relative(frame.grad, plain.grad) < 1e-4
+
+
+def test_gradients_that_are_handed_in_are_not_written_over(network: LossNetwork) -> None:
+    frame = _frame(1, 3, 32, 32).requires_grad_(True)
+    features, _ = network.statistics(frame, ["relu1_2", "relu2_2"], [])
+    given = [torch.randn_like(tap) for tap in features.values()]
+    kept = [gradient.clone() for gradient in given]
+    torch.autograd.backward([*features.values()], given)
+    assert all(torch.equal(*pair) for pair in zip(given, kept, strict=True))
+
+
+def test_under_autocast_every_convolution_computes_in_bfloat16_and_the_gram_matrices_do_not(
+    network: LossNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.dtype] = []
+    apply, back = _frozen._Constants.apply, _frozen._Constants.back
+
+    def noted(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def run(self: _frozen._Constants, x: Tensor) -> Tensor:
+            result = method(self, x)
+            seen.extend((x.dtype, self.weight.dtype, self.mirrored.dtype, result.dtype))
+            return result
+
+        return run
+
+    monkeypatch.setattr(_frozen._Constants, "apply", noted(apply))
+    monkeypatch.setattr(_frozen._Constants, "back", noted(back))
+    frame = _frame(1, 3, 16, 16).requires_grad_(True)
+    with torch.autocast("cpu", torch.bfloat16):
+        features, grams = network.statistics(frame, ["relu3_3"], _LAYERS)
+        loss = sum(gram.square().sum() for gram in grams.values()) + features["relu3_3"].sum()
+    assert isinstance(loss, Tensor)
+    loss.backward()
+    assert len(seen) == 2 * 7 * 4
+    assert set(seen) == {torch.bfloat16}
+    assert {gram.dtype for gram in grams.values()} == {torch.float32}
+    assert features["relu3_3"].dtype == torch.bfloat16
+    assert frame.grad is not None
+    assert frame.grad.dtype == torch.float32
+    exact = copy.deepcopy(network).double()
+    truth = gram_matrix(_plainly(exact, frame.detach().double())["relu3_3"])
+    assert _relative(grams["relu3_3"], truth) < 0.02  # bfloat16 has 8 bits
+
+
+def test_weights_are_converted_once_and_again_when_they_change(network: LossNetwork) -> None:
+    network = copy.deepcopy(network)
+    conv = network.features[0]
+    assert isinstance(conv, nn.Conv2d)
+    first = _frozen._constants(conv, torch.bfloat16)
+    assert _frozen._constants(conv, torch.bfloat16) is first
+    with torch.no_grad():
+        conv.weight.mul_(2)
+    again = _frozen._constants(conv, torch.bfloat16)
+    torch.testing.assert_close(again.weight, 2 * first.weight)
+    frame = _frame(1, 3, 16, 16)
+    assert _relative(network(frame)["relu3_3"], _plainly(network, frame)["relu3_3"]) < 1e-5
+
+
+def test_weights_that_learn_take_the_plain_way(network: LossNetwork) -> None:
+    learning = copy.deepcopy(network).requires_grad_(True)
+    learning(_frame(1, 3, 16, 16))["relu3_3"].sum().backward()
+    first = learning.features[0]
+    assert isinstance(first, nn.Conv2d)
+    assert first.weight.grad is not None
+
+
+@pytest.mark.parametrize("size", [(16, 16), (17, 50), (35, 24), (64, 21)])
+@pytest.mark.parametrize("relu", [False, True])
+def test_a_minimal_filtering_convolution_is_the_convolution(
+    size: tuple[int, int], relu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_winograd, "_CHUNK", 36 * 13 * 128 * 2)  # strips of a few rows of tiles
+    torch.manual_seed(0)
+    x = torch.randn(2, 64, *size).contiguous(memory_format=torch.channels_last)
+    weight, bias = torch.randn(128, 64, 3, 3) / 24, torch.randn(128)
+    truth = F.conv2d(x.double(), weight.double(), bias.double(), padding=1)
+    kernel = _winograd.kernel(weight)
+    assert kernel is not None
+    found = kernel(x, bias, relu=relu)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    error = (found - (truth.relu() if relu else truth)).abs().max()
+    assert 0 < float(error / truth.abs().max()) < 1e-5
+
+
+def test_narrow_layers_and_small_maps_are_convolved_directly() -> None:
+    assert _winograd.kernel(torch.randn(64, 3, 3, 3)) is None
+    assert _winograd.kernel(torch.randn(64, 64, 3, 3)) is None
+    kernel = _winograd.kernel(torch.randn(128, 64, 3, 3))
+    assert kernel is not None
+    assert not kernel.pays(torch.empty(1, 64, 12, 12))
+    assert not kernel.pays(torch.empty(1, 64, 64, 64, dtype=torch.bfloat16))
+    assert kernel.pays(torch.empty(1, 64, 64, 64))
