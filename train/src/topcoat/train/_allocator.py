@@ -35,3 +35,56 @@ def keep_freed_memory() -> bool:
         (_M_TOP_PAD, _TOP_PAD),
     )
     return all(mallopt(name, value) == 1 for name, value in settings)
+
+
+class PageFaults:
+    """Finds out whether a run's steps get their memory from the kernel, time and again.
+
+    Where :func:`keep_freed_memory` took effect, a step that has been made before maps next to
+    nothing. Elsewhere it depends on the C library.
+    """
+
+    def __init__(self) -> None:
+        self._steps = 0
+        self._before: tuple[int, float, float] | None = None
+
+    def after_step(self) -> str | None:
+        """Count a step; once, after enough of them: what to do, if there is something to do."""
+        self._steps += 1
+        if self._steps == _SETTLED:
+            self._before = _usage()
+        if self._steps != _SETTLED + _WATCHED or self._before is None:
+            return None
+        now = _usage()
+        assert now is not None
+        faults, system, user = (b - a for a, b in zip(self._before, now, strict=True))
+        share = system / max(1e-9, system + user)
+        if faults / _WATCHED < _MANY or share < _COSTLY:
+            return None
+        remedy = (
+            "unset TOPCOAT_KEEP_MALLOC"
+            if os.environ.get("TOPCOAT_KEEP_MALLOC") == "1"
+            else "preload an allocator that keeps memory, such as jemalloc or mimalloc"
+        )
+        return (
+            f"{100 * share:.0f} % of the processor time goes into mapping memory, "
+            f"{faults / _WATCHED:.0f} page faults a step; {remedy}"
+        )
+
+
+_SETTLED, _WATCHED = 8, 8
+"""Steps until memory use has settled, and steps that are then looked at."""
+_MANY = 5000
+"""Page faults a step, 20 MB, from which they may matter."""
+_COSTLY = 0.1
+"""Share of the processor time spent in the kernel from which they do."""
+
+
+def _usage() -> tuple[int, float, float] | None:
+    """Page faults without disk access, and seconds in the kernel and in the program."""
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows
+        return None
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_minflt, used.ru_stime, used.ru_utime

@@ -6,15 +6,18 @@ yields the same samples.
 """
 
 import contextlib
+import functools
 import hashlib
+import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -211,8 +214,8 @@ def batches(
     workers: int,
     rank: int = 0,
     processes: int = 1,
-) -> Iterator[tuple[Tensor, list[str]]]:
-    """Yield this process's share of every step's batch.
+) -> Generator[tuple[Tensor, list[str]]]:
+    """Yield this process's share of every step's batch; processes start working at the call.
 
     Args:
         dataset: the photographs, or noise frames; asked for samples by number.
@@ -238,12 +241,24 @@ def batches(
         collate_fn=_collate,
         prefetch_factor=4 if workers else None,
         pin_memory=torch.cuda.is_available(),
-        multiprocessing_context="forkserver" if workers and os.name == "posix" else None,
+        multiprocessing_context=_forkserver() if workers and os.name == "posix" else None,
         # Of its own: the loader draws from it at every start, also when a run is resumed.
         generator=torch.Generator(),
     )
     with _interrupts_blocked():
-        source = iter(loader)
+        return _received(iter(loader))
+
+
+def _forkserver() -> Any:  # noqa: ANN401 - the context of a method that not all systems have
+    """Processes that begin with this module imported: the first one waits for that, no other."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["__main__", __name__])
+    return context
+
+
+def _received(
+    source: Iterator[tuple[Tensor, list[str]]],
+) -> Generator[tuple[Tensor, list[str]]]:
     while True:
         try:
             pixels, broken = next(source)
@@ -258,6 +273,93 @@ def batches(
         if not len(pixels):
             raise ContentError(f"no picture can be used any more; the last: {broken[-1]}")
         yield pixels, broken
+
+
+class Feed:
+    """The batches of a run, by as many processes as keep the training from waiting for pictures.
+
+    Sample ``i`` is the same whoever decodes it, so processes can be added in the middle of a run
+    without changing what it learns.
+
+    Args:
+        dataset: as :func:`batches`, and so are ``steps``, ``batch``, ``rank`` and ``processes``.
+        steps: numbers of the steps to run.
+        batch: pictures per step over all processes.
+        workers: decoding processes; None: one, or one per four cores beside a GPU, and twice as
+            many again whenever the training is found waiting, up to one per core.
+        rank: number of this process.
+        processes: how many share the work.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset[Sample],
+        steps: range,
+        batch: int,
+        *,
+        workers: int | None,
+        rank: int = 0,
+        processes: int = 1,
+    ) -> None:
+        self._batches = functools.partial(batches, dataset, rank=rank, processes=processes)
+        self._steps, self._batch = steps, batch
+        self._most = max(1, _cores() // processes) if workers is None else workers
+        first = -(-self._most // 4) if torch.cuda.is_available() else 1
+        self.workers = first if workers is None else workers
+        """Decoding processes now."""
+        self.waited = 0.0
+        """Seconds spent waiting for pictures, those for the first batch left out."""
+        self.worked = 0.0
+        """Seconds between a batch and the next request."""
+
+    @property
+    def share_waited(self) -> float:
+        """Of the time so far, the part spent waiting for pictures, from 0 to 1."""
+        return self.waited / max(1e-9, self.waited + self.worked)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, list[str]]]:
+        """As :func:`batches`."""
+        done, counted, until = 0, 0, len(self._steps)
+        source = self._batches(self._steps, self._batch, workers=self.workers)
+        following: Generator[tuple[Tensor, list[str]]] | None = None
+        window = (0.0, 0.0)
+        while done < len(self._steps):
+            if done == until and following is not None:
+                source.close()
+                source, following, until = following, None, len(self._steps)
+                counted, window = 0, (self.waited, self.worked)
+            asked = time.perf_counter()
+            got = next(source)
+            given = time.perf_counter()
+            if counted:  # the first batch also waits for processes to start
+                self.waited += given - asked
+            done, counted = done + 1, counted + 1
+            yield got
+            self.worked += time.perf_counter() - given
+            if counted % _WINDOW or following is not None or self.workers in (0, self._most):
+                continue
+            waited, worked = self.waited - window[0], self.worked - window[1]
+            window = (self.waited, self.worked)
+            ahead = done + _HANDOVER
+            if waited > _STARVED * (waited + worked) and ahead + _WINDOW < len(self._steps):
+                self.workers = min(self._most, 2 * self.workers)
+                following = self._batches(self._steps[ahead:], self._batch, workers=self.workers)
+                until = ahead
+
+
+_WINDOW = 16
+"""Batches after which it is asked whether the training waited."""
+_STARVED = 0.1
+"""Share of the time, spent waiting for pictures, from which more processes are started."""
+_HANDOVER = 8
+"""Batches that the processes at work still bring while more are being started."""
+
+
+def _cores() -> int:
+    """Processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 @contextlib.contextmanager

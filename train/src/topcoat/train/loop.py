@@ -27,9 +27,10 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from topcoat.train._allocator import PageFaults
 from topcoat.train._errors import CheckpointError, DivergenceError, OutputError, RecipeError
 from topcoat.train.checkpoint import Checkpoint, save_checkpoint
-from topcoat.train.data import Sample, batches
+from topcoat.train.data import Feed, Sample
 from topcoat.train.networks import FrameNetwork
 from topcoat.train.recipes import TrainingRecipe
 
@@ -70,9 +71,13 @@ class RunSettings:
     """Steps between preview strips; 0 for none."""
     log_every: int = 25
     """Steps between entries of the loss history."""
-    workers: int = 1
+    workers: int | None = None
+    """Processes that decode pictures; None: as many as the training does not wait for."""
     compile: bool | None = None
     """None: only where it pays, which is on a GPU and for more than 1000 steps."""
+    cuda_graphs: bool = False
+    """What is compiled for an NVIDIA GPU is recorded once and replayed, which spares the processor
+    the launches; the GPU holds its memory for good."""
     tensorboard: Path | None = None
     keep_state: bool = True
     """Whether the last checkpoint can be resumed; without, it is a third of the size."""
@@ -96,6 +101,10 @@ class Outcome:
     """Pictures that could not be used, with reasons."""
     losses: dict[str, float] = field(default_factory=dict)
     rollbacks: int = 0
+    waited: float = 0.0
+    """Share of the time that went by waiting for pictures, from 0 to 1."""
+    workers: int = 0
+    """Processes that decoded pictures at the end."""
 
 
 def bf16_pays(device: torch.device) -> bool:
@@ -160,7 +169,10 @@ def train(
     network = task.network.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     for module in task.modules:
         module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = torch.optim.Adam(network.parameters(), recipe.learning_rate)
+    on_gpu = device.type == "cuda"
+    optimizer = torch.optim.Adam(
+        network.parameters(), recipe.learning_rate, fused=True if on_gpu else None
+    )
     resolved = {**recipe.to_dict(), "precision": precision}
     run = _Run(task, settings, recipe, resolved, network, optimizer, accelerator)
     if resume is not None:
@@ -170,8 +182,14 @@ def train(
     prepared: nn.Module = accelerator.prepare(network)
     use_compile = settings.compile
     if use_compile is None:
-        use_compile = device.type == "cuda" and steps - run.step > 1000
-    stepped: nn.Module = torch.compile(prepared) if use_compile else prepared  # type: ignore[assignment]
+        use_compile = on_gpu and steps - run.step > 1000
+    stepped, loss = prepared, task.loss
+    if use_compile and on_gpu:
+        # With the losses: most of the time goes into the loss network.
+        mode = "reduce-overhead" if settings.cuda_graphs else None
+        loss = torch.compile(task.loss, mode=mode)
+    elif use_compile:
+        stepped = torch.compile(prepared)  # type: ignore[assignment]
 
     if not settings.quiet and accelerator.is_main_process:
         if settings.opening:
@@ -194,8 +212,14 @@ def train(
     )
     losses: dict[str, float] = {}
     broken: dict[str, None] = {}
-    with interrupt, bar, _tensorboard(settings, accelerator) as scalars:
-        source = batches(
+    faults = PageFaults() if device.type == "cpu" else None
+    with (
+        interrupt,
+        bar,
+        _arithmetic(device, precision),
+        _tensorboard(settings, accelerator) as scalars,
+    ):
+        source = Feed(
             dataset,
             range(run.step, steps),
             batch,
@@ -213,16 +237,21 @@ def train(
             lr *= _schedule(recipe.schedule, run.step, steps)
             for group in optimizer.param_groups:
                 group["lr"] = lr
+            optimizer.zero_grad(set_to_none=True)
+            if on_gpu:
+                torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+            # Bytes are what is copied; on the device they become floats.
             frames = pixels.to(device, non_blocking=True).float().div_(255)
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-                parts = task.loss(stepped, frames)
-            optimizer.zero_grad(set_to_none=True)
+                parts = loss(stepped, frames)
             accelerator.backward(parts["total"])
+            # One transfer from the device: each waits until it has computed all that was asked.
+            measured = [part.detach().float() for part in parts.values()]
             values = accelerator.reduce(
-                torch.stack([part.detach().float() for part in parts.values()]), "mean"
-            )
-            now = dict(zip(parts, values.tolist(), strict=True))
-            if not all(map(math.isfinite, now.values())) or not run.gradients_finite():
+                torch.stack([*measured, run.largest_gradient()]), "mean"
+            ).tolist()
+            now = dict(zip(parts, values[:-1], strict=True))
+            if not all(map(math.isfinite, values)):
                 try:
                     run.roll_back(now, lr)
                 except DivergenceError:
@@ -237,6 +266,8 @@ def train(
             optimizer.step()
             run.step += 1
             durations.append(time.perf_counter() - tick)  # the wait for the batch included
+            if faults is not None and (remark := faults.after_step()) and not settings.quiet:
+                tqdm.write(f"note: {remark}", file=sys.stderr)
             bar.update()
             bar.set_postfix(
                 {name: f"{value:.4g}" for name, value in losses.items()}
@@ -288,7 +319,30 @@ def train(
         broken=messages,
         losses=losses,
         rollbacks=run.rollbacks,
+        waited=source.share_waited,
+        workers=source.workers,
     )
+
+
+@contextlib.contextmanager
+def _arithmetic(device: torch.device, precision: str) -> Iterator[None]:
+    """Let an NVIDIA GPU choose its fastest convolutions, and multiply bfloat16 Gram factors so.
+
+    Gram matrices are products in float32. TensorFloat-32 has as many bits as are in a bfloat16
+    factor and adds in float32, so of such factors it computes the same and many times faster.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    benchmark, products = torch.backends.cudnn.benchmark, torch.get_float32_matmul_precision()
+    torch.backends.cudnn.benchmark = True
+    if precision == "bf16":
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = benchmark
+        torch.set_float32_matmul_precision(products)
 
 
 def _schedule(kind: str, step: int, steps: int) -> float:
@@ -384,11 +438,12 @@ class _Run:
                 file=sys.stderr,
             )
 
-    def gradients_finite(self) -> bool:
+    def largest_gradient(self) -> Tensor:
+        """The largest norm of a parameter's gradient, a scalar: finite only if all of them are."""
         norms = torch._foreach_norm(
             [p.grad for p in self.network.parameters() if p.grad is not None]
         )
-        return bool(torch.isfinite(torch.stack(list(norms))).all())
+        return torch.stack(list(norms)).max().float()
 
     def snapshot(self) -> None:
         """Remember this state as good, in memory."""

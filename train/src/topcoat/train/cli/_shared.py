@@ -67,9 +67,8 @@ def add_run_options(
         run.add_argument(
             "--workers",
             type=int,
-            default=1,
             metavar="N",
-            help="picture-decoding processes (default: 1)",
+            help="picture-decoding processes (default: as many as the training does not wait for)",
         )
     else:
         run.set_defaults(workers=0)
@@ -429,6 +428,12 @@ def report(
     what = "checkpoint" if outcome.finished else "interrupted; checkpoint"
     print(f"{what}: {outcome.checkpoint} (step {outcome.step}; {parts})")
     print(f"took {outcome.seconds / 60:.1f} min, {outcome.images_per_second:.1f} images/s")
+    if "content" in args and outcome.waited >= 0.1:
+        print(
+            f"{100 * outcome.waited:.0f} % of that went by waiting for pictures from "
+            f"{outcome.workers or 'no'} decoding process{'es' * (outcome.workers != 1)}; smaller "
+            "files, or more with --workers, make it faster"
+        )
     if outcome.finished:
         for head, line in zip(("next: ", *("      ",) * len(afterwards)), afterwards, strict=False):
             print(head + line.format(outcome.checkpoint))
