@@ -25,7 +25,7 @@ def card_markdown(manifest: Mapping[str, Any], report: ParityReport, source: Sou
         settings = "default settings"
     settings = f" ({settings})" if settings else ""
     trained = (
-        [("Texture" if texture else "Style", _style(source.style))]
+        [("Texture" if texture else "Style", _style(source.style)), *_compared(source.recipe)]
         if scale == 1
         else [
             ("Trained on", _degradation(source.recipe, scale)),
@@ -207,6 +207,15 @@ def _objective(recipe: Mapping[str, Any]) -> str:
         "mix": f"{pixel} and {feature}",
     }
     return words.get(str(loss), "not recorded")
+
+
+def _compared(recipe: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Whose features the network was held to; nothing if it learnt from targets alone."""
+    network = recipe.get("loss_network")
+    if network is None or recipe.get("supervision") == "targets":
+        return []
+    meant = {"embedded": "embedded, a small student of VGG16"}
+    return [("Loss network", meant.get(str(network), str(network)))]
 
 
 def _style(style: Mapping[str, Any]) -> str:
