@@ -1,6 +1,5 @@
 """Engines on a real NVIDIA GPU: built, compared with their networks, verified and run."""
 
-import importlib.resources
 import json
 import shutil
 import warnings
@@ -74,9 +73,7 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     ]
     # A trained network, and one whose channels come in eights as in any that is used: gates are
     # for those, and narrower ones have no kernels in half precision.
-    data = importlib.resources.files("topcoat.export") / "data" / "starry-night.pt"
-    with importlib.resources.as_file(data) as path:
-        trained = load_checkpoint(path)
+    trained = load_checkpoint(Path(__file__).parent / "data" / "starry-night.pt")
     checkpoints = {"style": trained, "enlarging": sr_checkpoint("residual-sr", 2, width=16)}
     folder = tmp_path_factory.mktemp(engine)
     exported = {

@@ -1,9 +1,11 @@
-"""``topcoat-demo``: the whole path after training, on what the package carries."""
+"""``topcoat-demo``: the whole path, from nothing to a repainted photograph, offline."""
 
 import argparse
 import contextlib
-import importlib.resources
 import io
+import json
+import shlex
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -16,22 +18,33 @@ if TYPE_CHECKING:
 PROG = "topcoat-demo"
 LONGEST_SIDE = 1280
 """A larger photograph is reduced to this: the demo is to end soon on any processor."""
+STYLE = "swirls"
+"""Of the styles that the project draws, the one that looks best after so few steps."""
+STEPS = 500
+CROP = 192
+HELD_OUT = "astronaut"
+"""The photograph that is repainted, and which the network is therefore not trained on."""
 
 _EPILOG = """\
 examples:
   topcoat-demo
-      use the small network that the package carries, and a photograph of scikit-image's
+      train a small network for real time on photographs of scikit-image's, then use it
+  topcoat-demo --steps 2000 --style mosaic
+      another drawn style (train-style --list-styles), trained for longer
   topcoat-demo --photo holiday.jpg --output /tmp/demo
       your photograph, another folder
   topcoat-demo --checkpoint candy.pt
-      a network that train-style trained for you
+      train nothing: a network that train-style trained for you
 
 what it leaves in the folder:
-  NAME.topcoat/        the bundle: engines, parity report, card
-  styled.png           the photograph, repainted
+  photographs/         what the network is trained on
+  STYLE.pt             the network; STYLE.preview/ has pictures of how it learns
+  STYLE.topcoat/       the bundle: engines, parity report, card
+  styled.png           a photograph that it was not trained on, repainted
   before_after.png     both, side by side
   latency.html, .json  how long a frame takes here
-Files of an earlier demo are replaced, others in the folder are left alone. Nothing is downloaded.
+Files of an earlier demo are replaced, others in the folder are left alone; a network that is there
+is trained on from where it is, or used if it has its steps. Nothing is downloaded.
 """
 
 
@@ -39,8 +52,8 @@ def parser() -> argparse.ArgumentParser:
     """Build the parser."""
     top = argparse.ArgumentParser(
         prog=PROG,
-        description="Export a trained network, prove that the engines equal it, repaint a "
-        "photograph and measure the latency: the whole path after training, step by step.",
+        description="Train a style network, prove that the engines equal it, repaint a photograph "
+        "and measure the latency: the whole path, step by step, in minutes.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -53,13 +66,21 @@ def parser() -> argparse.ArgumentParser:
         help="folder for everything the demo makes (default: topcoat-demo)",
     )
     top.add_argument(
+        "--style",
+        metavar="PICTURE",
+        help=f"a picture file, or a name from train-style --list-styles (default: {STYLE})",
+    )
+    top.add_argument(
+        "--steps", type=_steps, metavar="N", help=f"training steps, in all (default: {STEPS})"
+    )
+    top.add_argument(
         "--photo", type=Path, metavar="FILE", help="repaint this (default: one of scikit-image's)"
     )
     top.add_argument(
         "--checkpoint",
         type=Path,
         metavar="FILE",
-        help="a network of train-style (default: the small one in the package)",
+        help="a network of train-style; nothing is trained",
     )
     top.add_argument(
         "--bench-seconds",
@@ -71,9 +92,17 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def _steps(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and int(text) >= 1):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     args = parser().parse_args(argv)
+    if args.checkpoint is not None and (args.style, args.steps) != (None, None):
+        return _say("--checkpoint is a network that is trained; leave out --style and --steps", 2)
     import topcoat.export._errors as ours
     import topcoat.runtime
     import topcoat.train
@@ -83,8 +112,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _demo(args)
     except BrokenPipeError:
         return reader_gone()
+    except _TrainingEndedError as ended:
+        if ended.code != 130:
+            return ended.code
+        return _say("interrupted; run the same command again to go on from there", 130)
     except KeyboardInterrupt:
-        return _say("interrupted", 130)
+        return _say("interrupted; run it again: what is trained is not trained anew", 130)
     except (ours.GraphError, topcoat.runtime.TopcoatError) as error:
         return _say(str(error), 1)
     except (ours.TopcoatError, topcoat.train.TopcoatError) as error:
@@ -93,39 +126,49 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _demo(args: argparse.Namespace) -> int:
     started = time.perf_counter()
-    with contextlib.ExitStack() as stack:
-        checkpoint_file = args.checkpoint or stack.enter_context(_packaged_checkpoint())
-        with _step("1/5", f"read the checkpoint {checkpoint_file.name} and a photograph"):
-            from topcoat.export._errors import OutputError
-            from topcoat.export.bundle_writer import checked_name, export_bundle
-            from topcoat.export.cli.export_engine import failure_line, report_text
-            from topcoat.export.precision import PrecisionPlan
-            from topcoat.export.sources import open_source
+    from topcoat.export._errors import OutputError
+    from topcoat.export.bundle_writer import checked_name, export_bundle
+    from topcoat.export.cli.export_engine import failure_line, report_text
+    from topcoat.export.precision import PrecisionPlan
+    from topcoat.export.sources import open_source
+    from topcoat.train.style_pictures import load_style
 
-            source = open_source(checkpoint_file)
-            photo = _photo(args.photo)
-            name = checked_name(checkpoint_file.stem)
-            folder: Path = args.output
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise OutputError(
-                    f"cannot make the folder {folder}: {error.strerror}; give another with --output"
-                ) from None
-            bundle = folder / f"{name}.topcoat"
+    # What can be refused is refused before minutes of training, and before anything is written.
+    photo = _photo(args.photo)
+    folder: Path = args.output
+    style = args.style or STYLE
+    checkpoint: Path = args.checkpoint or folder / f"{Path(style).stem}.pt"
+    name = checked_name(checkpoint.stem)
+    if args.checkpoint is not None:
+        open_source(checkpoint)
+    else:
+        sha256 = load_style(style).sha256
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"cannot make the folder {folder}: {error.strerror}; give another with --output"
+        ) from None
+    if args.checkpoint is None:
+        with _step("1/5", "train a network"):
+            _train(checkpoint, style, sha256, args.steps)
+    else:
+        print(f"[1/5] nothing to train: {checkpoint} is given", flush=True)
 
-        with _step("2/5", "export engines and compare each with the network"):
-            exported = export_bundle(
-                source,
-                bundle,
-                name=name,
-                plan=PrecisionPlan(precisions=("fp32", "fp16")),
-                force=True,
-                progress=lambda what: print(f"        {what}", flush=True),
-            )
-        print(report_text(exported), flush=True)
-        if not exported:
-            return _say(failure_line(exported), 1)
+    source = open_source(checkpoint)
+    bundle = folder / f"{name}.topcoat"
+    with _step("2/5", "export engines and compare each with the network"):
+        exported = export_bundle(
+            source,
+            bundle,
+            name=name,
+            plan=PrecisionPlan(precisions=("fp32", "fp16")),
+            force=True,
+            progress=lambda what: print(f"        {what}", flush=True),
+        )
+    print(report_text(exported), flush=True)
+    if not exported:
+        return _say(failure_line(exported), 1)
 
     print()
     with _step("3/5", "open the bundle on the fastest engine here"):
@@ -154,31 +197,90 @@ def _demo(args: argparse.Namespace) -> int:
         print(f"  {made!s:44} {what}")
     print("Next:")
     print(f"  topcoat run YOUR.jpg styled.jpg --model {bundle}")
+    print("  topcoat run YOUR.jpg styled.jpg --model starry-night   a model that comes along")
     print("  train-style --style PICTURE --content FOLDER       train a style of your own")
     return 0
 
 
-@contextlib.contextmanager
-def _packaged_checkpoint() -> Iterator[Path]:
-    """Find the trained network that the package carries, as a file.
+class _TrainingEndedError(Exception):
+    """``train-style`` has said why it ended; ``code`` is its exit code."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+def _train(checkpoint: Path, style: str, sha256: str, steps: int | None) -> None:
+    """Train a network as a user would, from nothing or from where an earlier demo left it.
+
+    Args:
+        checkpoint: to write, or to go on from.
+        style: picture file or name of a drawn style.
+        sha256: of that picture.
+        steps: that the network is to have in the end; None: those of the checkpoint's own recipe,
+            or the demo's.
 
     Raises:
-        WeightsError: the installation lacks it.
+        OutputError: the checkpoint that is there is of another style, or the photographs cannot be
+            copied.
+        topcoat.train.CheckpointError: it cannot be read.
+        _TrainingEndedError: the training failed or was interrupted.
     """
-    from topcoat.export._errors import WeightsError
+    from topcoat.export._errors import OutputError
+    from topcoat.train import load_checkpoint
+    from topcoat.train.cli.train_style import main as train_style
 
-    data = importlib.resources.files("topcoat.export") / "data"
-    found = sorted(
-        (entry for entry in (data.iterdir() if data.is_dir() else ()) if entry.name[-3:] == ".pt"),
-        key=lambda entry: entry.name,
-    )
-    if not found:
-        raise WeightsError(
-            "this installation carries no demo network; install topcoat-export again, or give a "
-            "network with --checkpoint FILE"
-        )
-    with importlib.resources.as_file(found[0]) as path:
-        yield path
+    options = ["--style", style]
+    if checkpoint.exists():
+        found = load_checkpoint(checkpoint)
+        if found.style.get("sha256") != sha256:
+            raise OutputError(
+                f"{checkpoint} was trained on another picture than {style}; remove it, or give "
+                "another folder with --output"
+            )
+        wanted = int(found.recipe.get("steps", STEPS)) if steps is None else steps
+        if found.step >= wanted:
+            print(f"        {checkpoint} has {found.step} steps; --steps trains more", flush=True)
+            return
+        options += ["--resume", str(checkpoint), "--steps", str(wanted)]
+    else:
+        options += [
+            *("--recipe", "realtime", "--loss-network", "embedded", "--crop", str(CROP)),
+            *("--steps", str(STEPS if steps is None else steps), "-o", str(checkpoint)),
+        ]
+    options += ["--content", str(_photographs(checkpoint.parent / "photographs"))]
+    print(f"      $ {shlex.join(['train-style', *options])}", flush=True)
+    said = io.StringIO()
+    options += ["--checkpoint-every", "50", "--preview-every", "100", "--json"]
+    with contextlib.redirect_stdout(said):
+        code = train_style(options)
+    if code:
+        raise _TrainingEndedError(code)
+    outcome = json.loads(said.getvalue())
+    losses = ", ".join(f"{part} {value:.3g}" for part, value in outcome["losses"].items())
+    rate = outcome["images_per_second"]
+    print(f"        step {outcome['step']}, {rate:.1f} images/s; {losses}", flush=True)
+
+
+def _photographs(folder: Path) -> Path:
+    """Copy scikit-image's photographs, but the one that is repainted, to where one can see them.
+
+    Raises:
+        OutputError: they cannot be written.
+    """
+    from topcoat.export._errors import OutputError
+    from topcoat.train.pictures import sample_photographs
+
+    try:
+        folder.mkdir(exist_ok=True)
+        for path in sample_photographs():
+            if path.stem != HELD_OUT:
+                shutil.copyfile(path, folder / path.name)
+    except OSError as error:
+        raise OutputError(
+            f"cannot copy photographs to {folder}: {error.strerror}; make room or give --output"
+        ) from None
+    return folder
 
 
 def _photo(path: Path | None) -> "Frame":
@@ -187,7 +289,7 @@ def _photo(path: Path | None) -> "Frame":
     if path is not None:
         return read_photograph(path, LONGEST_SIDE)
     found = {probe.name: probe.frame for probe in bundled_photographs()}
-    return found.get("astronaut", next(iter(found.values())))
+    return found.get(HELD_OUT, next(iter(found.values())))
 
 
 def _bench(bundle: Path, folder: Path, seconds: float) -> tuple[int, str]:
