@@ -54,9 +54,9 @@ from topcoat.runtime.stability import (
     sensor_noise,
     warp_error,
 )
-from topcoat.train import TopcoatError
+from topcoat.train import RecipeError, TopcoatError
 from topcoat.train.budget import TABLE_FORMAT, TABLE_VERSION
-from topcoat.train.recipes import STYLE_RECIPES, RecipeError, StyleRecipe
+from topcoat.train.recipes import STYLE_RECIPES, StyleRecipe
 
 if TYPE_CHECKING:
     from topcoat.train import Checkpoint
