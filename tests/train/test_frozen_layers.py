@@ -57,7 +57,7 @@ def test_features_grams_and_their_gradients_are_those_of_the_plain_layers(
             features, grams = network.statistics(frame, ["relu3_3", "relu2_2"], _LAYERS)
         losses = [features[layer].sin().sum() for layer in ("relu2_2", "relu3_3")]
         losses += [gram.square().sum() for gram in grams.values()]
-        torch.stack(losses).sum().backward()
+        torch.autograd.backward(torch.stack(losses).sum())
         assert frame.grad is not None
         gradients.append(frame.grad)
     torch.testing.assert_close(gradients[1], gradients[0])
@@ -68,9 +68,9 @@ def test_what_nothing_is_asked_of_gets_no_gradient(network: LossNetwork) -> None
     features, grams = network.statistics(frame, ["relu3_3"], ["relu1_2"])
     assert set(features) == {"relu3_3"}
     assert set(grams) == {"relu1_2"}
-    grams["relu1_2"].square().sum().backward()  # nothing comes from behind relu1_2
+    torch.autograd.backward(grams["relu1_2"].square().sum())  # nothing comes from behind relu1_2
     plain = _frame(1, 3, 32, 32).requires_grad_(True)
-    gram_matrix(_plainly(network, plain)["relu1_2"]).square().sum().backward()
+    torch.autograd.backward(gram_matrix(_plainly(network, plain)["relu1_2"]).square().sum())
     assert frame.grad is not None
     assert plain.grad is not None
     assert _relative(frame.grad, plain.grad) < 1e-4
@@ -106,7 +106,7 @@ def test_under_autocast_every_convolution_computes_in_bfloat16_and_the_gram_matr
         features, grams = network.statistics(frame, ["relu3_3"], _LAYERS)
         loss = sum(gram.square().sum() for gram in grams.values()) + features["relu3_3"].sum()
     assert isinstance(loss, Tensor)
-    loss.backward()
+    torch.autograd.backward(loss)
     assert len(seen) == 2 * 7 * 4
     assert set(seen) == {torch.bfloat16}
     assert {gram.dtype for gram in grams.values()} == {torch.float32}

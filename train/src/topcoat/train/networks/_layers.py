@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from topcoat.train.networks._norm import InstanceNorm2d
@@ -45,7 +46,7 @@ def up(
             nn.ReLU(),
         )
     return nn.Sequential(
-        nn.Upsample(scale_factor=2, mode=how),
+        Upsample(scale_factor=2, mode=how),
         *conv(inputs, outputs, 3, 1, norm, pad="reflect"),
     )
 
@@ -80,4 +81,43 @@ def _padded(
     if pad == "zero":
         return [nn.Conv2d(inputs, outputs, kernel, stride, padding=border)]
     plain = nn.Conv2d(inputs, outputs, kernel, stride)
-    return [plain] if pad == "valid" else [nn.ReflectionPad2d(border), plain]
+    return [plain] if pad == "valid" else [ReflectionPad2d(border), plain]
+
+
+class ReflectionPad2d(nn.ReflectionPad2d):
+    """``torch.nn.ReflectionPad2d``, which autocast leaves in the type that comes.
+
+    On a CPU autocast pads in float32: the frame is converted, padded at twice the size, and
+    converted back for the convolution. A pad only copies, so the numbers are the same.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> the same with a border of reflected pixels."""
+        if not _narrowed(x):
+            return super().forward(x)
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(x)
+
+
+class Upsample(nn.Upsample):
+    """``torch.nn.Upsample``, which autocast leaves in the type that comes.
+
+    The next layer is a convolution in that type, so float32 would be rounded to it at once.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H * scale_factor, W * scale_factor)."""
+        if not _narrowed(x):
+            return super().forward(x)
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(x)
+
+
+def _narrowed(x: Tensor) -> bool:
+    """Whether autocast is on, on a CPU, and would widen this; never while a graph is traced."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype == torch.bfloat16
+        and torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+    )

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from topcoat.train._errors import RecipeError
 from topcoat.train.networks._base import FrameNetwork
-from topcoat.train.networks._layers import TANH_RANGE, Residual, conv, up
+from topcoat.train.networks._layers import TANH_RANGE, ReflectionPad2d, Residual, conv, up
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +65,7 @@ class Johnson(FrameNetwork):
         # Each valid block eats 2 px a side at quarter size, 8 at full size: 40 for five blocks.
         start = 8 * settings.blocks if paper else 0
         self.size_min = start + 4 if paper else 8
-        layers: list[nn.Module] = [nn.ReflectionPad2d(start)] if start else []
+        layers: list[nn.Module] = [ReflectionPad2d(start)] if start else []
         pad: Literal["zero", "reflect"] = "zero" if paper else "reflect"
         upsampling: Literal["transposed", "nearest", "bilinear"]
         upsampling = "transposed" if paper else settings.upsampling
@@ -81,7 +81,7 @@ class Johnson(FrameNetwork):
             up(2 * width, width, norm, upsampling),
             nn.Conv2d(width, 3, 9, padding=4)
             if paper
-            else nn.Sequential(nn.ReflectionPad2d(4), nn.Conv2d(width, 3, 9)),
+            else nn.Sequential(ReflectionPad2d(4), nn.Conv2d(width, 3, 9)),
         ]
         self.body = nn.Sequential(*layers)
 
