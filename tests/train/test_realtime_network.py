@@ -1,5 +1,6 @@
 """The real-time style network: what it promises of flat areas, edges, tiles and movement."""
 
+import itertools
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,9 @@ from topcoat.train.losses import stability_loss
 from topcoat.train.networks import NETWORKS, Realtime, RealtimeSettings, build_network
 from topcoat.train.networks.realtime import Enlarge, LocalContrast, PhaseConv2d
 from topcoat.train.pictures import open_rgb, sample_photographs
-from topcoat.train.recipes import STYLE_RECIPES, StyleRecipe
+from topcoat.train.recipes import STYLE_RECIPES, StyleRecipe, difference
+
+REALTIME = [name for name, recipe in STYLE_RECIPES.items() if recipe.network == "realtime"]
 
 
 def _photograph(height: int, width: int) -> Tensor:
@@ -43,9 +46,10 @@ def _lively(norm: str = "batch", **settings: int) -> Realtime:
     return network.eval()
 
 
+@pytest.mark.parametrize("dilation", [1, 2])
 @pytest.mark.parametrize("norm", ["batch", "instance"])
-def test_a_flat_area_stays_flat_up_to_the_border_of_the_frame(norm: str) -> None:
-    network = _lively(norm)
+def test_a_flat_area_stays_flat_up_to_the_border_of_the_frame(norm: str, dilation: int) -> None:
+    network = _lively(norm, dilation=dilation)
     photograph = _photograph(48, 48)
     for colour in ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (0.2, 0.5, 0.9), (0.73, 0.41, 0.08)):
         flat = torch.tensor(colour).reshape(1, 3, 1, 1).expand(1, 3, 48, 68)
@@ -68,9 +72,9 @@ def test_on_a_gradient_of_its_input_the_last_layer_has_no_period(step: int) -> N
     enlarged = F.pixel_shuffle(layer(ramp[None]), step)[0]  # padding is left to the caller
     down, right = enlarged.diff(dim=1), enlarged.diff(dim=2)
     assert enlarged.shape == (3, 7 * step, 9 * step)
-    for difference, slope in ((down, slopes[0]), (right, slopes[1])):
-        expected = (layer.colour @ slope / step)[:, None, None].expand_as(difference)
-        torch.testing.assert_close(difference, expected, atol=2e-4, rtol=1e-3)
+    for change, slope in ((down, slopes[0]), (right, slopes[1])):
+        expected = (layer.colour @ slope / step)[:, None, None].expand_as(change)
+        torch.testing.assert_close(change, expected, atol=2e-4, rtol=1e-3)
     # An ordinary layer of the same size prints its period: what is proved above is a property.
     plain = nn.Conv2d(6, 3 * step**2, 3)
     printed = F.pixel_shuffle(plain(ramp[None]), step)[0].diff(dim=1)
@@ -124,8 +128,9 @@ def test_the_first_layer_is_a_pixel_unshuffle_and_a_convolution() -> None:
     torch.testing.assert_close(answer, expected, atol=1e-5, rtol=1e-4)
 
 
-def test_an_output_pixel_depends_on_nothing_beyond_the_halo() -> None:
-    network = _lively()
+@pytest.mark.parametrize("dilation", [1, 2, 4])
+def test_an_output_pixel_depends_on_nothing_beyond_the_halo(dilation: int) -> None:
+    network = _lively(dilation=dilation)
     assert network.halo is not None
     middle = (network.halo // 4 + 2) * 4
     frame = torch.rand(1, 3, 2 * middle, 2 * middle).requires_grad_()
@@ -158,7 +163,7 @@ def test_a_frame_moved_by_four_pixels_gives_the_picture_moved_by_four_pixels() -
 
 @pytest.mark.parametrize("norm", ["batch", "instance"])
 def test_every_multiple_of_four_from_the_smallest_on_is_taken(norm: str) -> None:
-    network = _lively(norm)
+    network = _lively(norm, dilation=8)  # which reaches further than the smallest frame is wide
     for height, width in ((network.size_min,) * 2, (network.size_min, 36), (20, 64)):
         answer = network(torch.rand(2, 3, height, width))
         assert answer.shape == (2, 3, height, width)
@@ -202,8 +207,9 @@ def test_gradients_reach_every_weight() -> None:
     [
         ({"width": 0}, "width must be 1 to 512 channels, got 0; try 32"),
         ({"blocks": -1}, "blocks must be 0 to 64, got -1; try 4"),
+        ({"dilation": 0}, "dilation must be 1 to 8, got 0; try 2"),
         ({"norm": "layer"}, "norm must be instance or batch, got 'layer'"),
-        ({"form": "paper"}, "has no setting form; its settings are blocks, norm, width"),
+        ({"form": "paper"}, "has no setting form; its settings are blocks, dilation, norm, width"),
     ],
 )
 def test_a_setting_out_of_range_says_what_is_wanted(
@@ -213,20 +219,36 @@ def test_a_setting_out_of_range_says_what_is_wanted(
         build_network("realtime", settings)
 
 
-def test_the_recipe_asks_for_this_network_and_for_stability() -> None:
-    recipe = STYLE_RECIPES["realtime"]
+@pytest.mark.parametrize("name", REALTIME)
+def test_the_recipes_ask_for_this_network_and_for_stability(name: str) -> None:
+    recipe = STYLE_RECIPES[name]
     assert NETWORKS[recipe.network] == (RealtimeSettings, Realtime)
     network = build_network(recipe.network, recipe.network_settings())
     assert isinstance(network, Realtime)
-    assert network.settings == RealtimeSettings()
+    assert network.settings == RealtimeSettings(
+        width=recipe.width, blocks=recipe.blocks, dilation=recipe.dilation
+    )
     assert recipe.stability_weight > 0
     assert {"form", "upsampling", "scales"} <= recipe.idle_fields()
     with pytest.raises(RecipeError, match="stability_weight must be 0 or more"):
         replace(recipe, stability_weight=-1.0)
     # Checkpoints of versions without the field were trained without it.
     stored = recipe.to_dict()
-    del stored["stability_weight"]
+    del stored["stability_weight"], stored["dilation"]
     assert StyleRecipe.from_dict(stored).stability_weight == 0
+    assert StyleRecipe.from_dict(stored).dilation == 1
+
+
+def test_the_recipes_differ_in_size_alone_and_each_is_larger_than_the_one_before() -> None:
+    recipes = [STYLE_RECIPES[name] for name in REALTIME]
+    for recipe in recipes:
+        assert set(difference(STYLE_RECIPES["realtime"], recipe)) <= {"width", "blocks", "dilation"}
+    sizes = [
+        sum(weight.numel() for weight in build_network("realtime", settings).parameters())
+        for settings in (recipe.network_settings() for recipe in recipes)
+    ]
+    assert len(sizes) >= 3
+    assert all(small < large for small, large in itertools.pairwise(sizes))
 
 
 def test_what_moves_along_with_its_input_is_stable_and_a_grid_is_not() -> None:

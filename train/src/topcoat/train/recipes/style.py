@@ -39,9 +39,7 @@ class StyleRecipe(TrainingRecipe, PerceptualRecipe):
     upsampling: Literal["nearest", "bilinear"] = setting(
         "bilinear", "before a convolution, in the modern form; nearest leaves a 4-pixel grid"
     )
-    norm: Literal["instance", "first", "batch"] = setting(
-        "instance", "normalisation layers; first: of realtime, behind its first layer alone"
-    )
+    norm: Literal["instance", "batch"] = setting("instance", "normalisation layers")
     dilation: int = setting(
         1, "spacing of the taps in every second block of realtime, in positions of 4 pixels"
     )
@@ -106,11 +104,6 @@ class StyleRecipe(TrainingRecipe, PerceptualRecipe):
                 f"try {max(16, self.crop & ~3)}"
             )
         check_style_size(self.style_size)
-        if self.norm == "first" and self.network != "realtime":
-            raise RecipeError(
-                f"norm first belongs to the network realtime, got it for {self.network}; "
-                "try instance"
-            )
         in_paper_s_form = self.network == "johnson" and self.form == "paper"
         if in_paper_s_form and self.crop <= 8 * self.blocks:
             raise RecipeError(
@@ -209,6 +202,7 @@ _REALTIME = StyleRecipe(
     name="realtime",
     network="realtime",
     blocks=4,
+    dilation=2,
     style_size=384,
     crop=224,
     stability_weight=40.0,
