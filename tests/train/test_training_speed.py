@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from topcoat.train import _allocator, data
@@ -14,6 +15,7 @@ from topcoat.train._allocator import PageFaults
 from topcoat.train.data import Feed, Photographs, Sample, find_pictures
 from topcoat.train.losses import LossNetwork, PerceptualLoss, style_target
 from topcoat.train.networks import FrameNetwork, build_network
+from topcoat.train.networks._layers import LastConv2d
 from topcoat.train.recipes import STYLE_RECIPES
 
 
@@ -174,3 +176,24 @@ def test_in_bfloat16_no_layer_of_the_network_widens_its_frames() -> None:
     assert wide == ["ReflectionPad2d 0"]  # of the photograph itself, which comes in float32
     assert sum(name.startswith(("ReflectionPad2d", "Upsample")) for name in seen) == 10
     assert float((narrow.float() - network(frames)).detach().abs().mean()) < 0.01
+
+
+@pytest.mark.parametrize("padding", [0, 4])
+@pytest.mark.parametrize("size", [(24, 30), (23, 30)])
+def test_the_last_convolution_trains_as_any_other(padding: int, size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    conv = LastConv2d(5, 3, 9, padding=padding).double()
+    x = torch.randn(2, 5, *size, dtype=torch.float64).requires_grad_(True)
+    wanted = F.conv2d(x, conv.weight, conv.bias, padding=padding)
+    found = conv(x)
+    torch.testing.assert_close(found, wanted)
+    upstream = torch.randn_like(wanted)
+    inputs = (x, *conv.parameters())
+    for ours, plain in zip(
+        torch.autograd.grad(found, inputs, upstream),
+        torch.autograd.grad(wanted, inputs, upstream),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, plain)
+    with torch.no_grad():
+        assert torch.equal(conv(x), F.conv2d(x, conv.weight, conv.bias, padding=padding))

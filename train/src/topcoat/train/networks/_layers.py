@@ -3,6 +3,7 @@
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from topcoat.train.networks._norm import InstanceNorm2d
@@ -82,6 +83,35 @@ def _padded(
         return [nn.Conv2d(inputs, outputs, kernel, stride, padding=border)]
     plain = nn.Conv2d(inputs, outputs, kernel, stride)
     return [plain] if pad == "valid" else [ReflectionPad2d(border), plain]
+
+
+class LastConv2d(nn.Conv2d):
+    """``torch.nn.Conv2d`` to a few channels, trained on a CPU as one to four times as many.
+
+    A vector register holds 16 channels or more; of three, most of it is idle. The outputs of 2×2
+    pixels are those of one kernel in four places, so four times as many channels at half the size,
+    for a quarter more products: the same sums in half the time (docs/training.md).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, O, H', W')."""
+        learning = self.weight.requires_grad and torch.is_grad_enabled()
+        if not learning or x.device.type != "cpu" or torch.compiler.is_compiling():
+            return super().forward(x)
+        borders = self.padding
+        assert not isinstance(borders, str)
+        sides = [
+            length + 2 * border - kernel + 1
+            for length, border, kernel in zip(x.shape[2:], borders, self.kernel_size, strict=True)
+        ]
+        if any(side % 2 for side in sides):
+            return super().forward(x)
+        four = torch.stack(
+            [F.pad(self.weight, (j, 1 - j, i, 1 - i)) for i in (0, 1) for j in (0, 1)], dim=1
+        ).flatten(0, 1)
+        four = four.contiguous(memory_format=torch.channels_last)
+        bias = None if self.bias is None else self.bias.repeat_interleave(4)
+        return F.pixel_shuffle(F.conv2d(x, four, bias, stride=2, padding=borders), 2)
 
 
 class ReflectionPad2d(nn.ReflectionPad2d):

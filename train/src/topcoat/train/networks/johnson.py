@@ -8,7 +8,14 @@ from torch import Tensor, nn
 
 from topcoat.train._errors import RecipeError
 from topcoat.train.networks._base import FrameNetwork
-from topcoat.train.networks._layers import TANH_RANGE, ReflectionPad2d, Residual, conv, up
+from topcoat.train.networks._layers import (
+    TANH_RANGE,
+    LastConv2d,
+    ReflectionPad2d,
+    Residual,
+    conv,
+    up,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,9 +86,9 @@ class Johnson(FrameNetwork):
             ),
             up(4 * width, 2 * width, norm, upsampling),
             up(2 * width, width, norm, upsampling),
-            nn.Conv2d(width, 3, 9, padding=4)
+            LastConv2d(width, 3, 9, padding=4)
             if paper
-            else nn.Sequential(ReflectionPad2d(4), nn.Conv2d(width, 3, 9)),
+            else nn.Sequential(ReflectionPad2d(4), LastConv2d(width, 3, 9)),
         ]
         self.body = nn.Sequential(*layers)
 
