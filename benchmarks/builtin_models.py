@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from topcoat.export import Exported
+    from topcoat.export.onnx_from_checkpoint import Precision
     from topcoat.train import Checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -83,7 +84,7 @@ class BuiltIn:
     """Of the training command; the first word is the command."""
     source: Painting | str | None = None
     """What a style was taken from: a painting, or the name of a style that the project draws."""
-    precisions: tuple[str, ...] = ("fp32",)
+    precisions: "tuple[Precision, ...]" = ("fp32",)
 
 
 STARRY_NIGHT = Painting(
@@ -100,57 +101,61 @@ GREAT_WAVE = Painting(
     year="about 1831",
     file="wave",
 )
+STARRY_NIGHT_ABOUT = "swirling strokes in blue and gold, after Van Gogh's The Starry Night"
+GREAT_WAVE_ABOUT = "a woodblock print in blue and cream, after Hokusai's Great Wave off Kanagawa"
+MOSAIC_ABOUT = "glazed tiles with dark grout, rust to turquoise"
+POSTER_ABOUT = "a screen print in six flat inks"
 FULL = "train-style --recipe modern --width 16 --crop 224 --batch 2 --loss-network vgg16"
 REALTIME = "train-style --recipe realtime --loss-network vgg16"
 
 MODELS: dict[str, BuiltIn] = {
     "starry-night": BuiltIn(
-        about="swirling strokes in blue and gold, after Van Gogh's The Starry Night",
+        about=STARRY_NIGHT_ABOUT,
         options=f"{FULL} --steps 1200",
         source=STARRY_NIGHT,
     ),
     "great-wave": BuiltIn(
-        about="a woodblock print in Prussian blue, after Hokusai's The Great Wave off Kanagawa",
+        about=GREAT_WAVE_ABOUT,
         options=f"{FULL} --steps 1200",
         source=GREAT_WAVE,
     ),
     "mosaic": BuiltIn(
-        about="glazed tiles with dark grout, drawn by this project",
+        about=MOSAIC_ABOUT,
         options=f"{FULL} --steps 1200",
         source="mosaic",
     ),
     "poster": BuiltIn(
-        about="a screen print in six inks, drawn by this project",
+        about=POSTER_ABOUT,
         options=f"{FULL} --steps 1200",
         source="poster",
     ),
     "starry-night-realtime": BuiltIn(
-        about="starry-night for frames at a game's pace",
+        about=f"{STARRY_NIGHT_ABOUT}; real time",
         options=f"{REALTIME} --steps 1000",
         source=STARRY_NIGHT,
     ),
     "great-wave-realtime": BuiltIn(
-        about="great-wave for frames at a game's pace",
+        about=f"{GREAT_WAVE_ABOUT}; real time",
         options=f"{REALTIME} --steps 1000",
         source=GREAT_WAVE,
     ),
     "mosaic-realtime": BuiltIn(
-        about="mosaic for frames at a game's pace",
+        about=f"{MOSAIC_ABOUT}; real time",
         options=f"{REALTIME} --steps 1000",
         source="mosaic",
     ),
     "poster-realtime": BuiltIn(
-        about="poster for frames at a game's pace",
+        about=f"{POSTER_ABOUT}; real time",
         options=f"{REALTIME} --steps 1000",
         source="poster",
     ),
     "poster-light": BuiltIn(
-        about="poster with a third of the weights, the lightest",
+        about=f"{POSTER_ABOUT}; real time, with a third of the weights",
         options=f"{REALTIME} --width 16 --steps 500",
         source="poster",
     ),
     "sharpen-x2": BuiltIn(
-        about="twice as wide and high, with detail that bicubic enlargement lacks",
+        about="enlarges twice, sharper than bicubic",
         options="train-sr --scale 2 --recipe modern --loss-network vgg16",
     ),
 }
@@ -426,11 +431,9 @@ def describe(bundle: Path, entry: BuiltIn, command: str, checkpoint: "Checkpoint
         "seconds": None if seconds is None else round(seconds),
     }
     manifest["files"]["card.md"] = identity(bundle / "card.md")
-    ordered: dict[str, Any] = {}
-    for key, value in manifest.items():
-        ordered[key] = value
-        if key == "name":
-            ordered["description"] = entry.about
+    ordered = {"description": entry.about}
+    ordered = {key: manifest[key] for key in ("format", "format_version", "name")} | ordered
+    ordered |= {key: value for key, value in manifest.items() if key not in ordered}
     write_json(bundle / "manifest.json", ordered)
     topcoat.runtime.verify_files(bundle)
 

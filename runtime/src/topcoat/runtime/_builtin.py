@@ -31,11 +31,12 @@ def builtin_models() -> dict[str, Path]:
     """
     if not MODELS.is_dir():  # an installation without them is none of ours, yet bundles still run
         return {}
-    return {
+    found = {
         path.name.removesuffix(_SUFFIX): path
-        for path in sorted(MODELS.iterdir())
+        for path in MODELS.iterdir()
         if path.name.endswith(_SUFFIX) and (path / "manifest.json").is_file()
     }
+    return dict(sorted(found.items()))
 
 
 def find_bundle(path: Path) -> Path:
