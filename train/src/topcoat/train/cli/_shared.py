@@ -5,6 +5,7 @@ Nothing here imports torch: ``--help`` and mistakes are answered at once.
 
 import argparse
 import dataclasses
+import itertools
 import json
 import os
 import sys
@@ -444,9 +445,19 @@ def report(
 
 
 def recipe_table(recipes: Mapping[str, Recipe]) -> str:
-    """Every field of every recipe, and a mark where they differ."""
-    names = list(recipes)
-    rows = {name: values.to_dict() for name, values in recipes.items()}
+    """Every field of every recipe, and a mark where they differ.
+
+    A recipe that differs from one of its name, but for an ending, in a few fields has a line of its
+    own instead of a column.
+    """
+    changes: dict[str, str] = {}
+    for base, name in itertools.permutations(recipes, 2):
+        changed = difference(recipes[base], recipes[name])
+        if name.startswith(f"{base}-") and len(changed) <= 3:
+            values = ", ".join(f"{field} {value}" for field, (_, value) in changed.items())
+            changes[name] = f"{base}, but {values}"
+    names = [name for name in recipes if name not in changes]
+    rows = {name: recipes[name].to_dict() for name in names}
     first = recipes[names[0]]
     differing = {field for name in names[1:] for field in difference(first, recipes[name])}
     wide = max(map(len, rows[names[0]])) + 1
@@ -456,12 +467,13 @@ def recipe_table(recipes: Mapping[str, Recipe]) -> str:
         values = ["-" if f in recipes[name].idle_fields() else rows[name][f] for f in fields]
         shown = [",".join(map(str, v)) or "none" if isinstance(v, list) else str(v) for v in values]
         columns.append([name, *shown])
-    widths = [max(32, 2 + max(map(len, column))) for column in columns]
+    widths = [2 + max(map(len, column)) for column in columns]
     lines = []
     for field, *cells in zip(["", *fields], *columns, strict=True):
         mark = "*" if field in differing else " "
         row = "".join(f"{c:{width}}" for c, width in zip(cells, widths, strict=True))
         lines.append(f"{mark} {field:{wide}}{row}".rstrip())
+    lines += [f"  {name:{wide}}{change}" for name, change in changes.items()]
     lines.append(f"* differs; any field can be overridden, {_option('batch')} 2 for example")
     return "\n".join(lines)
 

@@ -230,8 +230,8 @@ STYLE_RECIPES: dict[str, StyleRecipe] = {
         schedule="constant",
         precision="fp32",
     ),
-    "realtime-small": replace(_REALTIME, name="realtime-small", width=16),
     "realtime": _REALTIME,
+    "realtime-small": replace(_REALTIME, name="realtime-small", width=16),
     "realtime-large": replace(_REALTIME, name="realtime-large", width=48, blocks=6),
     "ulyanov2016": StyleRecipe(
         name="ulyanov2016",
