@@ -84,6 +84,9 @@ class BuiltIn:
     """Of the training command; the first word is the command."""
     source: Painting | str | None = None
     """What a style was taken from: a painting, or the name of a style that the project draws."""
+    teacher: str | None = None
+    """The model whose pictures this one learns to make; with ``--supervision both`` in the options
+    it is held to the style, too."""
     precisions: "tuple[Precision, ...]" = ("fp32",)
 
 
@@ -151,7 +154,7 @@ MODELS: dict[str, BuiltIn] = {
     ),
     "poster-light": BuiltIn(
         about=f"{POSTER_ABOUT}; real time, with a third of the weights",
-        options=f"{REALTIME} --width 16 --steps 500",
+        options="train-style --recipe realtime-small --loss-network vgg16 --steps 500",
         source="poster",
     ),
     "sharpen-x2": BuiltIn(
@@ -227,6 +230,7 @@ def make(name: str, arguments: argparse.Namespace) -> "Exported":
     if not finished(file):
         train(name, file, arguments)
     checkpoint = load_checkpoint(file)
+    check(file, checkpoint, entry)
     command = command_of(checkpoint, entry)
     print(f"{name}: {command}", flush=True)
     with tempfile.TemporaryDirectory() as scratch:
@@ -284,7 +288,15 @@ def train(name: str, file: Path, arguments: argparse.Namespace) -> None:
     else:
         file.parent.mkdir(parents=True, exist_ok=True)
         options += ["-o", str(file), "--content", str(arguments.content)]
-        if entry.source is not None:
+        if entry.teacher is not None:
+            teacher = arguments.checkpoints / f"{entry.teacher}.pt"
+            if not finished(teacher):
+                raise MakerError(
+                    f"{name} learns from {entry.teacher}, and {teacher} is not finished; make that "
+                    "one first"
+                )
+            options += ["--teacher", str(teacher)]
+        if entry.source is not None and (entry.teacher is None or "--supervision" in options):
             options += ["--style", str(style_of(entry, arguments.styles))]
     if arguments.threads is not None:
         options += ["--threads", str(arguments.threads)]
@@ -321,6 +333,25 @@ def style_of(entry: BuiltIn, styles: Path | None) -> Path | str:
     return found[0]
 
 
+def check(file: Path, checkpoint: "Checkpoint", entry: BuiltIn) -> None:
+    """Refuse a checkpoint that is not the model that the table says.
+
+    Raises:
+        MakerError: it is for another task, after another picture, or of an unknown teacher.
+    """
+    wanted = entry.source.file if isinstance(entry.source, Painting) else entry.source
+    task = "super-resolution" if wanted is None else "style"
+    found = checkpoint.style.get("name") if task == "style" else None
+    if (checkpoint.task, found) != (task, wanted):
+        raise MakerError(
+            f"{file} is for {checkpoint.task} {checkpoint.style.get('name') or ''}".rstrip()
+            + f", wanted {task} {wanted or ''}".rstrip()
+            + "; give the right one, or change the table"
+        )
+    if checkpoint.recipe.get("supervision", "style") != "style" and entry.teacher is None:
+        raise MakerError(f"{file} was taught by a network that the table does not name; add it")
+
+
 def command_of(checkpoint: "Checkpoint", entry: BuiltIn) -> str:
     """Return the command line that trains such a network, from what the checkpoint says of itself.
 
@@ -341,7 +372,11 @@ def command_of(checkpoint: "Checkpoint", entry: BuiltIn) -> str:
         changed = difference(STYLE_RECIPES[own.name], own)
         drawn = isinstance(entry.source, str)
         style = str(checkpoint.style.get("name") or "style") + ("" if drawn else ".jpg")
-        words = ["train-style", "--recipe", own.name, "--style", style]
+        words = ["train-style", "--recipe", own.name]
+        if own.supervision != "style":
+            words += ["--teacher", f"{entry.teacher}.pt"]
+        if own.supervision != "targets":
+            words += ["--style", style]
     else:
         enlarging = SuperResolutionRecipe.from_dict(checkpoint.recipe)
         changed = difference(SR_RECIPES[enlarging.name], enlarging)

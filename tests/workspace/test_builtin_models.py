@@ -1,9 +1,12 @@
 """The built-in models: what their pictures promise, and the script that makes them."""
 
+import argparse
+import dataclasses
 import functools
 import importlib.util
 import itertools
 import json
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +22,8 @@ from PIL import Image
 import topcoat.runtime as tr
 from topcoat.export import bundle_writer
 from topcoat.runtime.parity import ProbeFrame
-from topcoat.train.checkpoint import Checkpoint, save_checkpoint
+from topcoat.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from topcoat.train.cli import train_sr, train_style
 from topcoat.train.networks import build_network
 from topcoat.train.pictures import open_rgb, sample_photographs
 from topcoat.train.recipes import SR_RECIPES, STYLE_RECIPES
@@ -196,7 +200,7 @@ def checkpoint(folder: Path, name: str, step: int = 2) -> None:
 def test_checkpoints_become_models_cards_and_a_gallery(
     maker: ModuleType, few_frames: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    names = ["great-wave", "great-wave-realtime", "sharpen-x2"]
+    names = ["great-wave-realtime", "sharpen-x2"]
     runs, package, pictures = tmp_path / "runs", tmp_path / "package", tmp_path / "gallery"
     runs.mkdir()
     for name in names:
@@ -213,20 +217,21 @@ def test_checkpoints_become_models_cards_and_a_gallery(
         assert {path.name for path in manifest.folder.iterdir()} == listed
         assert manifest.checkpoint["seconds"] == 60
         assert manifest.checkpoint["losses"] == {"style": 0.75}
-    wave = tr.read_manifest(package / "great-wave.topcoat")
+    wave = tr.read_manifest(package / "great-wave-realtime.topcoat")
     command = wave.checkpoint["command"]
     assert command.startswith("train-style --recipe realtime --style wave.jpg --content photos/ --")
     assert sorted(command.split(" --")[4:]) == ["blocks 1", "steps 2", "width 8"]
     card = (wave.folder / "card.md").read_text(encoding="utf-8")
     assert "Katsushika Hokusai, about 1831; the painter died in 1849" in card
     assert f"`{command}`" in card
-    assert "topcoat run photo.jpg styled.jpg --model great-wave\n" in card
+    assert "topcoat run photo.jpg styled.jpg --model great-wave-realtime\n" in card
 
-    columns, rows = {"great-wave": 3, "sharpen-x2": 3}, {"great-wave": 3, "sharpen-x2": 3}
-    for style in columns:
+    for style, rows, height in (
+        ("great-wave", 2, maker.SIDE),
+        ("sharpen-x2", 3, 2 * maker.DETAIL[1]),
+    ):
         with Image.open(pictures / f"{style}.jpg") as page:
-            height = maker.SIDE if style == "great-wave" else 2 * maker.DETAIL[1]
-            assert page.height == rows[style] * (height + maker.GAP) - maker.GAP
+            assert page.height == rows * (height + maker.GAP) - maker.GAP
     text = (pictures / "README.md").read_text(encoding="utf-8")
     assert text.startswith(f"before\n{maker.BEGIN}\n| model |")
     assert text.endswith(f"{maker.END}\nafter\n")
@@ -276,6 +281,46 @@ def test_what_cannot_be_made_is_one_line_and_leaves_the_package_alone(
     assert not package.exists()
 
 
+def test_a_checkpoint_of_another_style_does_not_become_the_model(
+    maker: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint(tmp_path, "great-wave")
+    (tmp_path / "great-wave.pt").rename(tmp_path / "mosaic.pt")
+    package = tmp_path / "package"
+    options = ["--only", "mosaic", "--checkpoints", str(tmp_path), "--package", str(package)]
+    assert maker.main([*options, "--pictures", str(tmp_path)]) == 2
+    assert "is for style wave, wanted style mosaic" in capsys.readouterr().err
+    assert not package.exists()
+
+
+def test_what_a_teacher_teaches_comes_after_it_and_says_so(
+    maker: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taught = dataclasses.replace(maker.MODELS["great-wave-realtime"], teacher="great-wave")
+    monkeypatch.setitem(maker.MODELS, "great-wave-realtime", taught)
+    arguments = argparse.Namespace(checkpoints=tmp_path, content=tmp_path, styles=None, threads=1)
+    file = tmp_path / "great-wave-realtime.pt"
+    with pytest.raises(maker.MakerError, match=r"learns from great-wave, .* make that one first"):
+        maker.train("great-wave-realtime", file, arguments)
+    given: list[list[str]] = []
+
+    def train(options: list[str]) -> int:
+        given.append(options)
+        return 0
+
+    monkeypatch.setattr(train_style, "main", train)
+    checkpoint(tmp_path, "great-wave")
+    maker.train("great-wave-realtime", file, arguments)
+    (options,) = given
+    assert options[options.index("--teacher") + 1] == str(tmp_path / "great-wave.pt")
+    assert "--style" not in options
+    checkpoint(tmp_path, "great-wave-realtime")
+    learnt = load_checkpoint(file)
+    learnt.recipe = {**learnt.recipe, "supervision": "targets"}
+    command = maker.command_of(learnt, taught)
+    assert command.startswith("train-style --recipe realtime --teacher great-wave.pt --content")
+
+
 def test_a_gallery_without_a_place_for_the_table_is_one_line(
     maker: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -290,10 +335,6 @@ def test_a_gallery_without_a_place_for_the_table_is_one_line(
 def test_every_entry_of_the_table_is_a_command_that_resolves(
     maker: ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import shlex
-
-    from topcoat.train.cli import train_sr, train_style
-
     mains = {"train-style": train_style.main, "train-sr": train_sr.main}
     for name, entry in maker.MODELS.items():
         program, *options = shlex.split(entry.options)
