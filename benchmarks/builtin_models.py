@@ -108,58 +108,61 @@ STARRY_NIGHT_ABOUT = "swirling strokes in blue and gold, after Van Gogh's The St
 GREAT_WAVE_ABOUT = "a woodblock print in blue and cream, after Hokusai's Great Wave off Kanagawa"
 MOSAIC_ABOUT = "glazed tiles with dark grout, rust to turquoise"
 POSTER_ABOUT = "a screen print in six flat inks"
-FULL = "train-style --recipe modern --width 16 --crop 224 --batch 2 --loss-network vgg16"
-REALTIME = "train-style --recipe realtime --loss-network vgg16"
+FULL = "train-style --recipe modern --width 16 --batch 2"
+REALTIME = "train-style --recipe realtime"
+EMBEDDED = "--loss-network embedded"
 
 MODELS: dict[str, BuiltIn] = {
     "starry-night": BuiltIn(
         about=STARRY_NIGHT_ABOUT,
-        options=f"{FULL} --steps 1200",
+        options=f"{FULL} --crop 224 --steps 1200 --loss-network vgg16",
         source=STARRY_NIGHT,
     ),
     "great-wave": BuiltIn(
         about=GREAT_WAVE_ABOUT,
-        options=f"{FULL} --steps 1200",
+        options=f"{FULL} --crop 224 --steps 1200 {EMBEDDED}",
         source=GREAT_WAVE,
     ),
     "mosaic": BuiltIn(
         about=MOSAIC_ABOUT,
-        options=f"{FULL} --steps 1200",
+        options=f"{FULL} --crop 192 --steps 700 {EMBEDDED}",
         source="mosaic",
     ),
     "poster": BuiltIn(
         about=POSTER_ABOUT,
-        options=f"{FULL} --steps 1200",
+        options=f"{FULL} --crop 192 --steps 700 {EMBEDDED}",
         source="poster",
     ),
     "starry-night-realtime": BuiltIn(
         about=f"{STARRY_NIGHT_ABOUT}; real time",
-        options=f"{REALTIME} --steps 1000",
+        options=f"{REALTIME} --crop 192 --steps 600 {EMBEDDED}",
         source=STARRY_NIGHT,
     ),
     "great-wave-realtime": BuiltIn(
         about=f"{GREAT_WAVE_ABOUT}; real time",
-        options=f"{REALTIME} --steps 1000",
+        options=f"{REALTIME} --crop 192 --steps 700 {EMBEDDED} --supervision both "
+        "--target-weight 10",
         source=GREAT_WAVE,
+        teacher="great-wave",
     ),
     "mosaic-realtime": BuiltIn(
         about=f"{MOSAIC_ABOUT}; real time",
-        options=f"{REALTIME} --steps 1000",
+        options=f"{REALTIME} --crop 192 --steps 900 {EMBEDDED}",
         source="mosaic",
     ),
     "poster-realtime": BuiltIn(
         about=f"{POSTER_ABOUT}; real time",
-        options=f"{REALTIME} --steps 1000",
+        options=f"{REALTIME} --dilation 1 --steps 1000 --loss-network vgg16",
         source="poster",
     ),
     "poster-light": BuiltIn(
         about=f"{POSTER_ABOUT}; real time, with a third of the weights",
-        options="train-style --recipe realtime-small --loss-network vgg16 --steps 500",
+        options=f"{REALTIME}-small --dilation 1 --steps 500 --loss-network vgg16",
         source="poster",
     ),
     "sharpen-x2": BuiltIn(
-        about="enlarges twice, sharper than bicubic",
-        options="train-sr --scale 2 --recipe modern --loss-network vgg16",
+        about="enlarges twice, sharper than bicubic, true to the pixels",
+        options="train-sr --scale 2 --recipe modern --loss pixel --steps 700",
     ),
 }
 
