@@ -190,6 +190,10 @@ def _damage(change: Callable[[dict[str, Any]], object]) -> str:
     return json.dumps(content)
 
 
+def _set(name: str, value: object) -> str:
+    return _damage(lambda content: content["networks"][0]["settings"].update({name: value}))
+
+
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
@@ -203,6 +207,18 @@ def _damage(change: Callable[[dict[str, Any]], object]) -> str:
         (_damage(lambda c: c["latency"][0].update(p50_ms=-1)), "-1 is no positive number"),
         (_damage(lambda c: c["latency"][0].update(p50_ms=float("nan"))), "no positive number"),
         (_damage(lambda c: c["latency"][0].update(network="x")), "latencies are not of its netw"),
+        (_set("width", "24"), "table.json: width of realtime-small must be a whole number above"),
+        (_set("width", 24.5), "must be a whole number above 0, got 24.5; make one with"),
+        (_set("blocks", None), "blocks of realtime-small must be a whole number above 0, got None"),
+        (_set("blocks", True), "must be a whole number above 0, got True"),
+        (_set("dilation", 0), "dilation of realtime-small must be a whole number above 0, got 0"),
+        (_set("norm", "layer"), "table.json: norm must be one of instance, batch, got 'layer'"),
+        (_set("norm", ["batch"]), "norm must be one of instance, batch"),
+        (_set("steps", 3), "does not have the network setting 'steps': update topcoat-train"),
+        (
+            _damage(lambda c: c["networks"][0].update(recipe="johnson2016")),
+            "table.json: 'johnson2016' is no real-time recipe, known are realtime,",
+        ),
     ],
 )
 def test_a_table_that_is_none_or_damaged_is_refused_in_one_line(

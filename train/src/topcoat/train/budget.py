@@ -9,12 +9,13 @@ import math
 import platform
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_type_hints
 
 from topcoat.train._errors import RecipeError
+from topcoat.train.recipes import STYLE_RECIPES, StyleRecipe
 
 TABLE_FORMAT = "topcoat-realtime-networks"
 TABLE_VERSION = 1
@@ -142,7 +143,8 @@ class BudgetTable:
             path: that the benchmark wrote; None: the one that ships.
 
         Raises:
-            BudgetError: no such file, or no table, or one of another version.
+            BudgetError: no such file, or no table, or one of another version, or one whose networks
+                no real-time recipe of this version makes.
         """
         again = f"make one with {BENCHMARK} --json FILE"
         source = "the shipped table" if path is None else str(path)
@@ -164,6 +166,8 @@ class BudgetTable:
             )
         try:
             return cls._from(content, source)
+        except RecipeError as error:
+            raise BudgetError(f"{source}: {error}; {again}") from None
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise BudgetError(
                 f"{source} is damaged ({type(error).__name__}: {error}); {again}"
@@ -175,7 +179,7 @@ class BudgetTable:
             NetworkEntry(
                 name=str(row["name"]),
                 recipe=str(row["recipe"]),
-                settings=dict(row["settings"]),
+                settings=_settings(str(row["recipe"]), dict(row["settings"])),
                 objective=None if row["objective"] is None else _number(row["objective"]["total"]),
             )
             for row in content["networks"]
@@ -202,6 +206,30 @@ class BudgetTable:
             networks=networks,
             timings=timings,
         )
+
+
+def _settings(recipe: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Check that a recipe makes a real-time network with these settings.
+
+    Raises:
+        RecipeError: it does not.
+    """
+    known = [name for name, each in STYLE_RECIPES.items() if each.network == "realtime"]
+    if recipe not in known:
+        raise RecipeError(f"{recipe!r} is no real-time recipe, known are {', '.join(known)}")
+    fields = STYLE_RECIPES[recipe].network_settings()
+    if unknown := sorted(set(settings) - set(fields)):
+        raise RecipeError(
+            f"this version does not have the network setting {', '.join(map(repr, unknown))}: "
+            "update topcoat-train"
+        )
+    hints = get_type_hints(StyleRecipe)
+    for name, value in settings.items():
+        # type(), because a bool is an int to isinstance; other fields list their values.
+        if hints[name] is int and (type(value) is not int or value < 1):
+            raise RecipeError(f"{name} of {recipe} must be a whole number above 0, got {value!r}")
+    replace(STYLE_RECIPES[recipe], **settings)
+    return settings
 
 
 def _number(value: object) -> float:

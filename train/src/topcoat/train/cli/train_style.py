@@ -117,11 +117,6 @@ def _apply_budget(args: argparse.Namespace) -> None:
     print(describe(chosen, budget, table, processor()), file=sys.stderr)
     args.recipe = chosen.network.recipe
     for name, value in chosen.network.settings.items():
-        if name not in settings:
-            raise RecipeError(
-                f"{table.source} names the network setting {name!r}, which this version does not "
-                "have; update topcoat-train"
-            )
         setattr(args, name, value)
 
 
