@@ -168,6 +168,9 @@ def test_what_was_trained_is_used_again_or_trained_on_but_never_mixed(
     [
         (("--style", "nothing-such"), "nothing-such"),
         (("--steps", "0"), "is not a whole number of at least 1"),
+        (("--bench-seconds", "0"), "'0' is not a number of seconds above 0"),
+        (("--bench-seconds", "-1"), "'-1' is not a number of seconds above 0"),
+        (("--bench-seconds", "nan"), "'nan' is not a number of seconds above 0"),
     ],
 )
 def test_a_style_or_number_that_is_none_is_refused_before_anything_is_written(

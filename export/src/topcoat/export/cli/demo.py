@@ -84,7 +84,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument(
         "--bench-seconds",
-        type=float,
+        type=_seconds,
         default=2.0,
         metavar="S",
         help="measured time per engine and size in the latency report (default: 2)",
@@ -96,6 +96,12 @@ def _steps(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and int(text) >= 1):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)
+
+
+def _seconds(text: str) -> float:
+    from topcoat.runtime.cli.bench_latency import seconds
+
+    return seconds(text)  # which is given them after minutes of training
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -76,7 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--seconds",
-        type=_seconds,
+        type=seconds,
         default=6.0,
         metavar="S",
         help="measured time per engine and size; slow networks take longer, for they run at least"
@@ -218,7 +218,12 @@ def _sizes(text: str) -> tuple[tuple[int, int], ...]:
     return tuple(dict.fromkeys(_shared.size(part) for part in text.split(",")))
 
 
-def _seconds(text: str) -> float:
+def seconds(text: str) -> float:
+    """Read the value of ``--seconds``.
+
+    Raises:
+        argparse.ArgumentTypeError: it is no number between 0 and 1e5, both excluded.
+    """
     try:
         value = float(text)
     except ValueError:
