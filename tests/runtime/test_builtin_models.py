@@ -119,6 +119,16 @@ def test_a_name_that_nobody_knows_is_one_line_with_the_names(
     assert line.endswith("or a built-in model: blocks, double")
 
 
+def test_a_name_that_no_file_system_takes_is_one_line(
+    models: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["info", "b" * 300]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    # Which of the two it is depends on the Python version.
+    assert "cannot be looked up: " in line or "does not exist; " in line
+    assert line.endswith("or a built-in model: blocks, double")
+
+
 def test_without_models_bundles_are_opened_as_ever_and_the_list_says_what_to_do(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -100,6 +100,9 @@ def test_a_budget_is_read_as_people_write_it(text: str, expected: tuple[int, int
         ("1080p 0ms", "out of range"),
         ("0x0 16ms", "out of range"),
         ("99999x720 16ms", "out of range"),
+        ("9" * 5000 + "x720 16ms", "9…' is no budget"),
+        ("720p " + "9" * 5000 + "ms", "9…' is no budget"),
+        ("9" * 5000 + "p 16ms", "9…' is no budget"),
     ],
 )
 def test_what_is_no_budget_is_answered_with_an_example(text: str, complaint: str) -> None:
@@ -107,6 +110,7 @@ def test_what_is_no_budget_is_answered_with_an_example(text: str, complaint: str
         Budget.parse(text)
     assert complaint in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300
 
 
 @pytest.mark.parametrize(

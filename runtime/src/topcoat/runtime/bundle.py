@@ -281,6 +281,13 @@ def read_file(manifest: Manifest, name: str) -> bytes:
 
 
 def _bundle_folder(path: Path) -> Path:
+    try:
+        path.exists()
+    except OSError as error:  # a name too long for the file system, a folder that is closed to us
+        raise BundleError(
+            f"{path} cannot be looked up: {error.strerror}; give the folder NAME.topcoat of a"
+            f" bundle{_or_builtin()}"
+        ) from None
     if path.name == "manifest.json" and path.is_file():
         path = path.parent
     path = find_bundle(path)

@@ -33,8 +33,8 @@ _SIZES = {
     "4k": (3840, 2160),
 }
 _FORM = re.compile(
-    r"\s*(?P<size>\d+p|4k|(?P<width>\d+)\s*[x×]\s*(?P<height>\d+))"
-    r"[\s,@/]+(?P<amount>\d+(?:\.\d+)?)\s*(?P<unit>ms|fps)\s*",
+    r"\s*(?P<size>\d{1,5}p|4k|(?P<width>\d{1,5})\s*[x×]\s*(?P<height>\d{1,5}))"
+    r"[\s,@/]+(?P<amount>\d{1,5}(?:\.\d{1,20})?)\s*(?P<unit>ms|fps)\s*",
     re.IGNORECASE,
 )
 _EXAMPLE = 'give a frame size and a time, such as "1080p 16ms", "720p 60fps" or "1280x720 20 ms"'
@@ -68,7 +68,8 @@ class Budget:
         """
         found = _FORM.fullmatch(text)
         if found is None:
-            raise BudgetError(f"{text!r} is no budget; {_EXAMPLE}")
+            shown = text if len(text) <= 40 else f"{text[:40]}…"
+            raise BudgetError(f"{shown!r} is no budget; {_EXAMPLE}")
         if found["width"]:
             width, height = int(found["width"]), int(found["height"])
         elif (name := found["size"].lower()) in _SIZES:
