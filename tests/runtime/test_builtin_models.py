@@ -109,6 +109,15 @@ def test_a_folder_that_hides_a_model_is_told_apart_from_it(models: Path) -> None
         tr.read_manifest("blocks")
 
 
+def test_a_file_that_hides_a_model_is_told_apart_from_it(models: Path) -> None:
+    Path("blocks").write_text("notes")
+    Path("other").write_text("notes")
+    with pytest.raises(tr.BundleError, match=r"is a file; .*rename it .* built-in model blocks$"):
+        tr.read_manifest("blocks")
+    with pytest.raises(tr.BundleError, match=r"is a file; .*, which is a folder$"):
+        tr.read_manifest("other")
+
+
 @pytest.mark.parametrize("name", ["wave", "Blocks", "blocks.topcoat", "./wave", "models/blocks"])
 def test_a_name_that_nobody_knows_is_one_line_with_the_names(
     models: Path, capsys: pytest.CaptureFixture[str], name: str

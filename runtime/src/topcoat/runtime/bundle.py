@@ -307,7 +307,9 @@ def _bundle_folder(path: Path) -> Path:
             f"{path} is a bare ONNX file; the runtime wants the bundle (a folder with"
             " manifest.json) that export-engine writes around it"
         )
-    raise BundleError(f"{path} is a file; the runtime wants a bundle, which is a folder")
+    raise BundleError(
+        f"{path} is a file; the runtime wants a bundle, which is a folder{_or_rename(path)}"
+    )
 
 
 def _or_builtin() -> str:
@@ -316,19 +318,21 @@ def _or_builtin() -> str:
     return f", or a built-in model: {names}" if names else ""
 
 
+def _or_rename(path: Path) -> str:
+    """Say in an error that what lies at the path hides a built-in model, if it does."""
+    if path.name not in builtin_models():
+        return ""
+    return f", or rename it to use the built-in model {path.name}"
+
+
 def _load_json(folder: Path) -> Mapping[str, Any]:
     path = folder / "manifest.json"
     _check_inside(folder, "manifest.json")
     if not path.is_file():
         holds = "is empty" if not any(folder.iterdir()) else "holds no manifest.json"
-        hidden = (
-            f", or rename it to use the built-in model {folder.name}"
-            if folder.name in builtin_models()
-            else ""
-        )
         raise BundleError(
             f"{folder} {holds}; it is not a bundle: give the folder that export-engine wrote"
-            f"{hidden}"
+            f"{_or_rename(folder)}"
         )
     try:
         if path.stat().st_size > _MANIFEST_LIMIT:
