@@ -118,6 +118,36 @@ def test_under_autocast_every_convolution_computes_in_bfloat16_and_the_gram_matr
     assert _relative(grams["relu3_3"], truth) < 0.02  # bfloat16 has 8 bits
 
 
+@pytest.mark.parametrize("without", ["bf16", "onednn"])
+def test_where_onednn_cannot_or_may_not_compute_the_fused_operator_is_not_called(
+    network: LossNetwork, monkeypatch: pytest.MonkeyPatch, without: str
+) -> None:
+    frame = _frame(1, 3, 24, 24)
+    exact = _plainly(copy.deepcopy(network).double(), frame.double())["relu3_3"]
+    called: list[torch.dtype] = []
+    fused = _frozen._FUSED
+
+    def noted(x: Tensor, *rest: object) -> object:
+        called.append(x.dtype)
+        assert fused is not None
+        return fused(x, *rest)
+
+    monkeypatch.setattr(_frozen, "_FUSED", noted)
+    if without == "bf16":
+        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    enabled = torch._C._get_mkldnn_enabled()
+    try:
+        torch._C._set_mkldnn_enabled(enabled and without != "onednn")
+        for dtype, error in ((torch.float32, 1e-5), (torch.bfloat16, 0.03)):
+            with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+                found = network(frame)["relu3_3"]
+            assert found.dtype == dtype
+            assert _relative(found, exact) < error
+    finally:
+        torch._C._set_mkldnn_enabled(enabled)
+    assert set(called) <= ({torch.float32} if without == "bf16" else set())
+
+
 def test_weights_are_converted_once_and_again_when_they_change(network: LossNetwork) -> None:
     network = copy.deepcopy(network)
     conv = network.features[0]

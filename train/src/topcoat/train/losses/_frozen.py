@@ -176,7 +176,7 @@ class _Constants:
         """(B, C, H, W) channels-last -> ReLU of the convolution, (B, O, H, W) channels-last."""
         if self.fast is not None and self.fast.pays(x):
             return self.fast(x, self.bias, relu=True)
-        if _FUSED is not None and x.dtype != torch.float64:
+        if _FUSED is not None and _fuses(x.dtype):
             fused: Tensor = _FUSED(
                 x, self.weight, self.bias, [1, 1], [1, 1], [1, 1], 1, "relu", [], ""
             )
@@ -196,6 +196,19 @@ _FUSED = (
     else None
 )
 """Convolution and ReLU in one pass over memory, where PyTorch was built with oneDNN."""
+
+
+def _fuses(dtype: torch.dtype) -> bool:
+    """Whether oneDNN computes in a type here and may: the fused operator itself does not ask.
+
+    It fails in bfloat16 on processors without AVX-512, where ``conv2d`` takes another way.
+    """
+    if not torch._C._get_mkldnn_enabled():
+        return False
+    if dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return dtype == torch.float32
+
 
 _CACHE: "weakref.WeakKeyDictionary[nn.Conv2d, dict[torch.dtype, _Constants]]" = (
     weakref.WeakKeyDictionary()
