@@ -2,7 +2,7 @@
 
     python benchmarks/distill_loss_network.py --content DIR [--styles DIR] [--loss-weights FILE]
     python benchmarks/distill_loss_network.py --content DIR --steps 0      least squares alone
-    python benchmarks/distill_loss_network.py --resume student.pt          go on after Ctrl-C
+    python benchmarks/distill_loss_network.py --content DIR --resume distill.pt    go on
     python benchmarks/distill_loss_network.py --evaluate --content DIR     errors of the shipped one
 
 The student has VGG16's layout and its full number of channels where features are compared; the
@@ -21,7 +21,12 @@ that are optimised directly, the hardest adversary. Each begins again with anoth
 then. The loss is the error of the features as a share of their energy plus the same for their Gram
 matrices, picture by picture.
 
-Written: embedded.safetensors (float16) and embedded.json (hashes, errors on held-out pictures).
+A run that goes on from its checkpoint is not the run that would not have stopped: the student and
+its optimiser are as they were, but the generators begin anew, and it is shown other pictures. Two
+runs that go on from the same checkpoint are the same.
+
+Written, both at the end: embedded.safetensors (float16) and embedded.json (hashes, errors on
+held-out pictures).
 """
 
 from __future__ import annotations
@@ -41,12 +46,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
 from scipy.linalg import qr
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from topcoat.train import OutputError
 from topcoat.train._allocator import keep_freed_memory
+from topcoat.train._files import written_whole
+from topcoat.train.checkpoint import check_writable
 from topcoat.train.losses import (
     LossNetwork,
     PerceptualLoss,
@@ -77,12 +86,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
+    if not arguments.evaluate:
+        try:
+            for place in outputs(arguments.output):
+                check_writable(place)
+            if arguments.steps:
+                check_writable(arguments.checkpoint, "--checkpoint")
+        except OutputError as error:
+            print(f"distill_loss_network: {error}", file=sys.stderr)
+            return 2
     torch.manual_seed(arguments.seed)
     weights = find_loss_weights("vgg16", arguments.loss_weights).path
     teacher = _teacher(weights)
     pictures = Pictures(arguments.content, arguments.styles, arguments.seed)
     if arguments.evaluate:
-        show(errors(load_student(FOLDER / "embedded.safetensors", teacher), teacher, pictures))
+        shipped = outputs(FOLDER)[0].read_bytes()
+        show(errors(load_student(shipped, teacher), teacher, pictures))
         return 0
     if arguments.resume:
         state = torch.load(arguments.resume, weights_only=True)
@@ -129,11 +148,9 @@ def _narrow(teacher: LossNetwork, widths: Sequence[int]) -> LossNetwork:
     return student.to(memory_format=torch.channels_last)
 
 
-def load_student(path: Path, teacher: LossNetwork) -> LossNetwork:
-    """The student in a file that :func:`save` wrote."""
-    from safetensors.torch import load_file
-
-    state = {name: value.float() for name, value in load_file(path).items()}
+def load_student(content: bytes, teacher: LossNetwork) -> LossNetwork:
+    """The student in the bytes of a file that :func:`save` wrote."""
+    state = {name: value.float() for name, value in load_tensors(content).items()}
     widths = [state[f"features.{index}.weight"].shape[0] for index in _convs(teacher)]
     student = _narrow(teacher, widths)
     student.load_state_dict(state)
@@ -353,6 +370,7 @@ def distill(
         adam.load_state_dict(state["adam"])
         first = int(state["step"])
         pictures.rng.seed(arguments.seed + first)
+        torch.set_rng_state(state["generator"])
     players = [Player("network", 250), Player("network", 400), Player("pixels", 80)]
     seen = {"photographs": 0.0, "generators": 0.0}
     bar = tqdm(range(first, arguments.steps), initial=first, total=arguments.steps, unit="step")
@@ -393,7 +411,7 @@ def distill(
             seen[name] = now if step == first else 0.95 * seen[name] + 0.05 * now
         bar.set_postfix({name: f"{value:.4f}" for name, value in seen.items()})
         if (step + 1) % arguments.checkpoint_every == 0:
-            _checkpoint(student, adam, step + 1, arguments.output / "student.pt")
+            _checkpoint(student, adam, step + 1, arguments.checkpoint)
             tqdm.write(f"step {step + 1}: " + ", ".join(f"{k} {v:.4f}" for k, v in seen.items()))
     student.requires_grad_(False)
 
@@ -424,9 +442,10 @@ def _checkpoint(student: LossNetwork, adam: torch.optim.Adam, step: int, path: P
         "widths": widths,
         "adam": adam.state_dict(),
         "step": step,
+        "generator": torch.get_rng_state(),
     }
-    torch.save(state, path.with_suffix(".part"))
-    path.with_suffix(".part").replace(path)
+    with written_whole(path) as file:
+        torch.save(state, file)
 
 
 # --- how good it is --------------------------------------------------------------------------
@@ -472,6 +491,11 @@ def show(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
         print(f"{kind:<12} features / gram: {'   '.join(cells)}")
 
 
+def outputs(folder: Path) -> tuple[Path, Path]:
+    """The files of the student in a folder: weights, and what is to be known of them."""
+    return folder / "embedded.safetensors", folder / "embedded.json"
+
+
 def save(
     student: LossNetwork,
     teacher: LossNetwork,
@@ -479,14 +503,13 @@ def save(
     pictures: Pictures,
     arguments: argparse.Namespace,
 ) -> None:
-    """Write the student in float16 and what is to be known of it."""
-    path = arguments.output / "embedded.safetensors"
+    """Write the student in float16 and what is to be known of it, both at once or neither."""
+    path, described_file = outputs(arguments.output)
     half = {name: value.half().contiguous() for name, value in student.state_dict().items()}
-    save_file(half, path, metadata={"format": "topcoat loss network 1"})
-    student = load_student(path, teacher)  # what is measured is what is shipped
+    content = save_tensors(half, metadata={"format": "topcoat loss network 1"})
+    student = load_student(content, teacher)  # what is measured is what is shipped
     found = errors(student, teacher, pictures)
     show(found)
-    content = path.read_bytes()
     described = {
         "sha256": hashlib.sha256(content).hexdigest(),
         "bytes": len(content),
@@ -503,7 +526,11 @@ def save(
         "data": pictures.described,
         "errors": found,
     }
-    path.with_suffix(".json").write_text(json.dumps(described, indent=1) + "\n")
+    # Both lie there whole before the first takes its place.
+    with written_whole(path) as file, written_whole(described_file) as beside:
+        file.write(content)
+        file.flush()
+        beside.write((json.dumps(described, indent=1) + "\n").encode())
     print(f"{path}: {len(content) / 1e6:.2f} MB")
 
 
@@ -520,7 +547,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--checkpoint-every", type=int, default=100)
-    parser.add_argument("--resume", type=Path)
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        default=Path("distill.pt"),
+        metavar="FILE",
+        help="what --resume goes on from (default: distill.pt)",
+    )
+    parser.add_argument(
+        "--resume", type=Path, metavar="FILE", help="go on from such a file, with new generators"
+    )
     parser.add_argument("--evaluate", action="store_true")
     parser.add_argument("-o", "--output", type=Path, default=FOLDER, help="folder to write into")
     return parser

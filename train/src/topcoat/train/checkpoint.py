@@ -112,10 +112,14 @@ def save_checkpoint(checkpoint: Checkpoint, path: str | os.PathLike[str]) -> Non
         raise OutputError(f"cannot write {path}: {reason}{kept}") from None
 
 
-def check_writable(path: str | os.PathLike[str]) -> None:
-    """Find out before hours of work whether a checkpoint can be written to ``path``.
+def check_writable(path: str | os.PathLike[str], option: str = "--output") -> None:
+    """Find out before hours of work whether a file can be written to ``path``.
 
     Also removes what a killed process left of an unfinished write to the same name.
+
+    Args:
+        path: of the file; folders on the way are made.
+        option: that another place is given with, for the message.
 
     Raises:
         OutputError: it cannot.
@@ -130,7 +134,7 @@ def check_writable(path: str | os.PathLike[str]) -> None:
         Path(name).unlink()
     except OSError as error:
         raise OutputError(
-            f"cannot write {path}: {error.strerror}; give another place with --output"
+            f"cannot write {path}: {error.strerror}; give another place with {option}"
         ) from None
 
 
