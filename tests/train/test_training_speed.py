@@ -4,13 +4,15 @@ import os
 from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from topcoat.train import _allocator, data
+from topcoat.train import _allocator, data, loop
 from topcoat.train._allocator import PageFaults
 from topcoat.train.data import Feed, Photographs, Sample, find_pictures
 from topcoat.train.losses import LossNetwork, PerceptualLoss, style_target
@@ -127,6 +129,23 @@ def test_page_faults_are_remarked_on_once_where_they_cost(
     remarks = [remark for _ in range(40) if (remark := watch.after_step())]
     assert len(remarks) == (said is not None)
     assert said is None or said in remarks[0]
+
+
+@pytest.mark.parametrize(
+    ("device", "main", "quiet", "watched"),
+    [
+        ("cpu", True, False, True),
+        ("cpu", True, True, False),
+        ("cpu", False, False, False),
+        ("cuda", True, False, False),
+    ],
+)
+def test_one_process_alone_remarks_on_page_faults(
+    device: str, main: bool, quiet: bool, watched: bool
+) -> None:
+    accelerator: Any = SimpleNamespace(device=torch.device(device), is_main_process=main)
+    settings: Any = SimpleNamespace(quiet=quiet)
+    assert (loop._watch(accelerator, settings) is not None) == watched
 
 
 # Of dynamo itself, about autograd functions.

@@ -212,7 +212,7 @@ def train(
     )
     losses: dict[str, float] = {}
     broken: dict[str, None] = {}
-    faults = PageFaults() if device.type == "cpu" else None
+    faults = _watch(accelerator, settings)
     with (
         interrupt,
         bar,
@@ -266,7 +266,7 @@ def train(
             optimizer.step()
             run.step += 1
             durations.append(time.perf_counter() - tick)  # the wait for the batch included
-            if faults is not None and (remark := faults.after_step()) and not settings.quiet:
+            if faults is not None and (remark := faults.after_step()):
                 tqdm.write(f"note: {remark}", file=sys.stderr)
             bar.update()
             bar.set_postfix(
@@ -322,6 +322,13 @@ def train(
         waited=source.share_waited,
         workers=source.workers,
     )
+
+
+def _watch(accelerator: Accelerator, settings: RunSettings) -> PageFaults | None:
+    """Watch page faults where they may cost, in the one process that would remark on them."""
+    if settings.quiet or not accelerator.is_main_process or accelerator.device.type != "cpu":
+        return None
+    return PageFaults()
 
 
 @contextlib.contextmanager
