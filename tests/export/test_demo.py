@@ -208,7 +208,7 @@ def test_ctrl_c_leaves_a_checkpoint_from_which_the_same_command_goes_on(tmp_path
             if "step 25/" in line:
                 process.send_signal(signal.SIGINT)
                 break
-        stdout, stderr = process.communicate(timeout=60)
+        stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == 130, stderr
     assert "run the same command again" in stderr.splitlines()[-1]
     assert "Traceback" not in stderr

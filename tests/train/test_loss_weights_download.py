@@ -3,7 +3,6 @@
 import hashlib
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -108,10 +107,8 @@ def test_a_server_that_never_answers_is_given_up(
     assert downloads.ANSWER_S == 10
     monkeypatch.setattr(downloads, "ANSWER_S", 0.2)
     monkeypatch.setattr(files, "_HUB", serve(hold=True))
-    began = time.monotonic()
     with pytest.raises(MissingLossWeightsError) as caught:
         find_loss_weights("vgg16")
-    assert time.monotonic() - began < 5
     assert caught.value.reason == "no answer within 0.2 s"
     assert capsys.readouterr().err == ""  # what does not begin is not announced
     assert not cache.exists()
