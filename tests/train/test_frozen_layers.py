@@ -196,3 +196,47 @@ def test_narrow_layers_and_small_maps_are_convolved_directly() -> None:
     assert not kernel.pays(torch.empty(1, 64, 12, 12))
     assert not kernel.pays(torch.empty(1, 64, 64, 64, dtype=torch.bfloat16))
     assert kernel.pays(torch.empty(1, 64, 64, 64))
+
+
+@pytest.mark.parametrize("size", [(96, 96), (131, 77)])
+def test_vgg16_s_own_widths_give_the_exact_gradient_by_minimal_filtering(
+    size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layers = ("relu1_1", "relu1_2", "relu2_1", "relu2_2", "relu3_1", "relu3_2", "relu3_3")
+    torch.manual_seed(0)
+    network = LossNetwork("vgg16", layers, pooling="average")
+    for conv in network.features:
+        if isinstance(conv, nn.Conv2d):
+            nn.init.kaiming_normal_(conv.weight)  # else little gets through, but for the biases
+    ways: list[tuple[int, bool]] = []
+    run = _winograd.Kernel.__call__
+
+    def noted(self: _winograd.Kernel, x: Tensor, bias: Tensor | None, *, relu: bool) -> Tensor:
+        ways.append((x.shape[1], relu))
+        return run(self, x, bias, relu=relu)
+
+    def gradient(frame: Tensor, features: dict[str, Tensor], gram: Tensor) -> Tensor:
+        losses = [features[layer].square().mean() for layer in ("relu2_2", "relu3_3")]
+        torch.autograd.backward(losses[0] + losses[1] + gram.square().sum())
+        assert frame.grad is not None
+        return frame.grad
+
+    monkeypatch.setattr(_winograd.Kernel, "__call__", noted)
+    frame = _frame(1, 3, *size).requires_grad_(True)
+    features, grams = network.statistics(frame, layers, ["relu3_3"])
+    found = gradient(frame, features, grams["relu3_3"])
+    # A few values so near zero that rounding decides their sign would hide all other errors.
+    open_to = {layer: tap.detach() > 0 for layer, tap in features.items()}
+    exact = copy.deepcopy(network).double()
+    frame = frame.detach().double().requires_grad_(True)
+    x, truth = (frame - exact.mean) / exact.std, {}
+    for index, module in enumerate(exact.features):
+        if isinstance(module, nn.ReLU):
+            truth[exact.taps[index]] = x = x * open_to[exact.taps[index]]
+        else:
+            x = module(x)
+    wanted = gradient(frame, truth, gram_matrix(truth["relu3_3"]))
+    # Behind relu3_3 to relu2_1; the layer of 64 x 64 channels is too narrow, and the first one.
+    assert [channels for channels, relu in ways if not relu] == [256, 256, 256, 128, 128]
+    assert [channels for channels, relu in ways if relu] == [64, 128, 128, 256, 256]
+    assert _relative(found, wanted) < 5e-6
