@@ -64,6 +64,9 @@ if TYPE_CHECKING:
 WARM_UP = 3
 """Frames of each case that are not counted."""
 SCENE = (320, 180)
+TEACHER_WEIGHT = 10.0
+"""Of the pixel loss beside the style's: makes a quarter of the whole by the end of a run
+(docs/realtime.md)."""
 Frame = NDArray[np.uint8]
 
 
@@ -202,6 +205,7 @@ def make(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     bundles = {
         name: _exported(name, checkpoint, folder) for name, checkpoint in checkpoints.items()
     }
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None  # before this adds to it
     latency = measure_latency(bundles, arguments)
     worth: dict[str, dict[str, Any]] = {}
     for name, bundle in bundles.items():
@@ -233,7 +237,7 @@ def make(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return {
         "format": TABLE_FORMAT,
         "version": TABLE_VERSION,
-        "machine": {"processor": processor(), "logical": os.cpu_count()},
+        "machine": {"processor": processor(), "logical": os.cpu_count(), "load": load},
         "versions": {
             "python": platform.python_version(),
             **{name: version(name) for name in ("torch", "onnxruntime", "numpy")},
@@ -335,7 +339,7 @@ def _trained(
     recipe = dataclasses.replace(recipe, loss_network=loss_network)
     runs: dict[str, tuple[StyleRecipe, Path | None]] = {"style": (recipe, None)}
     if arguments.teacher:
-        both = dataclasses.replace(recipe, supervision="both")
+        both = dataclasses.replace(recipe, supervision="both", target_weight=TEACHER_WEIGHT)
         runs["teacher"] = (both, arguments.teacher)
     made: dict[str, tuple[float, Checkpoint]] = {}
     for origin, (each, teacher) in runs.items():
@@ -554,6 +558,7 @@ def markdown(result: Mapping[str, Any]) -> str:
     lines = [
         f"{machine['processor']}, {machine['logical']} logical processors; milliseconds: median "
         f"(95th percentile; processor time) of {result['frames']} frames, fastest engine"
+        + (f"; load average before: {load:.1f}" if (load := machine.get("load")) else "")
         + (f"; objective by {judge['loss_network']}" if judge else ""),
         "",
         f"| {' | '.join(head)} |",
