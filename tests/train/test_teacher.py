@@ -159,6 +159,23 @@ def test_a_resumed_run_refuses_another_teacher(
         _train(more, output, content=photographs, resume=resume)
 
 
+def test_a_teacher_in_bfloat16_is_told_from_another_one(photographs: Path, tmp_path: Path) -> None:
+    half = _checkpoint()
+    half.weights = {
+        name: value.bfloat16() if value.is_floating_point() else value
+        for name, value in half.weights.items()
+    }
+    path, output = tmp_path / "half.pt", tmp_path / "out.pt"
+    save_checkpoint(half, path)
+    _train(replace(TAUGHT, steps=1), output, teacher=path, content=photographs)
+    resume, more = load_checkpoint(output), replace(TAUGHT, steps=2)
+    assert _train(more, output, content=photographs, resume=resume).step == 2
+    next(iter(half.weights.values()))[0] += 0.1
+    save_checkpoint(half, path)
+    with pytest.raises(CheckpointError, match="other weights than the teacher that the run be"):
+        _train(more, output, content=photographs, resume=resume)
+
+
 def test_a_run_without_a_teacher_does_not_resume_with_one(
     teacher: Path, photographs: Path, loss_weights: Path, tmp_path: Path
 ) -> None:

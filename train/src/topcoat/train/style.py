@@ -194,7 +194,8 @@ def _weights_sha256(checkpoint: Checkpoint) -> str:
     digest = hashlib.sha256(repr(sorted(checkpoint.network["settings"].items())).encode())
     for name, value in sorted(checkpoint.weights.items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.contiguous().numpy().tobytes())
+        # As bytes, for numpy has no bfloat16; flat, for a single number cannot be seen so.
+        digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
