@@ -155,7 +155,7 @@ def test_a_resumed_run_refuses_another_teacher(
         with pytest.raises(CheckpointError, match="other weights than the teacher that the run be"):
             _train(more, output, content=photographs, resume=resume, teacher=given)
     mine.unlink()
-    with pytest.raises(CheckpointError, match=r"no checkpoint at .*mine.pt"):
+    with pytest.raises(CheckpointError, match=r"no longer at .*mine.pt; pass it with --teacher$"):
         _train(more, output, content=photographs, resume=resume)
 
 

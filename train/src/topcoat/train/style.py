@@ -168,6 +168,11 @@ def _teacher(run: StyleRun, recipe: StyleRecipe) -> _Teacher | None:
         if run.resume is None:
             return None
         path = Path(stored["teacher"])
+        if not path.exists():
+            raise CheckpointError(
+                f"the teacher that the run began with is no longer at {path}; "
+                "pass it with --teacher"
+            )
     checkpoint = load_checkpoint(path)
     if checkpoint.task != "style":
         raise CheckpointError(
