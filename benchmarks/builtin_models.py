@@ -252,11 +252,28 @@ def make(name: str, arguments: argparse.Namespace) -> "Exported":
         if place.exists() and not (place / "manifest.json").is_file():
             raise MakerError(f"{place} is no bundle and is left alone; move it away")
         arguments.package.mkdir(parents=True, exist_ok=True)
-        if place.exists():
-            shutil.rmtree(place)
-        shutil.copytree(bundle, place)
+        install(bundle, place)
     print(f"{place}: {folder_size(place) / 1e3:.0f} kB", flush=True)
     return exported
+
+
+def install(bundle: Path, place: Path) -> None:
+    """Put a bundle's folder where another may be: copied beside it first, then renamed.
+
+    Raises:
+        OSError: it cannot be; what was there is there.
+    """
+    with tempfile.TemporaryDirectory(prefix=f".{place.stem}.", dir=place.parent) as scratch:
+        new, old = Path(scratch) / "new", Path(scratch) / "old"
+        shutil.copytree(bundle, new)
+        if place.exists():
+            place.rename(old)
+        try:
+            new.rename(place)
+        except OSError:
+            if old.exists():
+                old.rename(place)
+            raise
 
 
 def finished(file: Path) -> bool:

@@ -24,9 +24,9 @@ from topcoat.export import bundle_writer
 from topcoat.runtime.parity import ProbeFrame
 from topcoat.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from topcoat.train.cli import train_sr, train_style
-from topcoat.train.networks import build_network
+from topcoat.train.networks import NETWORKS, build_network
 from topcoat.train.pictures import open_rgb, sample_photographs
-from topcoat.train.recipes import SR_RECIPES, STYLE_RECIPES
+from topcoat.train.recipes import SR_RECIPES, STYLE_RECIPES, StyleRecipe, SuperResolutionRecipe
 
 ROOT = Path(__file__).resolve().parents[2]
 REALTIME = [name for name in tr.builtin_models() if name.endswith(("-light", "-realtime"))]
@@ -133,6 +133,26 @@ def test_a_model_s_card_says_whose_it_is(name: str, maker: ModuleType) -> None:
         assert str(source) in card
         assert "public domain" in card
         assert source.died < 1930
+
+
+@pytest.mark.parametrize("name", sorted(tr.builtin_models()))
+def test_the_command_that_a_model_states_makes_its_network(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tr.builtin_models()[name]
+    stated = tr.read_manifest(folder).checkpoint
+    assert f"`{stated['command']}`" in (folder / "card.md").read_text(encoding="utf-8")
+    program, *options = shlex.split(stated["command"])
+    mains = {"train-style": train_style.main, "train-sr": train_sr.main}
+    kinds = {"train-style": StyleRecipe, "train-sr": SuperResolutionRecipe}
+    assert mains[program]([*options, "--show-recipe"]) == 0
+    recipe = kinds[program].from_dict(json.loads(capsys.readouterr().out))
+    network = stated["network"]
+    assert recipe.network == network["name"]
+    # Compared as a network takes them: one that a model does not state has its default.
+    settings, _ = NETWORKS[network["name"]]
+    assert settings(**recipe.network_settings()) == settings(**network["settings"])
+    assert (recipe.name, recipe.steps) == (stated["recipe"], stated["step"])
 
 
 def test_every_model_is_in_the_table_and_may_not_be_there_otherwise(maker: ModuleType) -> None:
@@ -279,6 +299,37 @@ def test_what_cannot_be_made_is_one_line_and_leaves_the_package_alone(
     assert last.startswith("builtin_models: ")
     assert message in last
     assert not package.exists()
+
+
+@pytest.mark.parametrize("failing", ["copying", "renaming"])
+def test_a_model_that_cannot_be_put_into_the_package_leaves_the_one_that_is_there(
+    maker: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    made, place = tmp_path / "made", tmp_path / "package" / "wave.topcoat"
+    for folder, text in ((made, "new"), (place, "old")):
+        folder.mkdir(parents=True)
+        (folder / "manifest.json").write_text(text)
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        if failing == "copying":
+            patched.setattr(maker.shutil, "copytree", fail)
+        else:
+            renamed = Path.rename
+
+            def rename(self: Path, target: Path) -> Path:
+                return fail() if self.name == "new" else renamed(self, target)  # type: ignore[return-value, func-returns-value]
+
+            patched.setattr(Path, "rename", rename)
+        with pytest.raises(OSError, match="No space left"):
+            maker.install(made, place)
+    assert [path.name for path in place.parent.iterdir()] == [place.name]
+    assert (place / "manifest.json").read_text() == "old"
+    maker.install(made, place)
+    assert [path.name for path in place.parent.iterdir()] == [place.name]
+    assert (place / "manifest.json").read_text() == "new"
 
 
 def test_a_checkpoint_of_another_style_does_not_become_the_model(
