@@ -8,7 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from topcoat.train import optimize
 from topcoat.train.losses import LossNetwork, _frozen, _winograd, gram_matrix
+from topcoat.train.recipes import OPTIMIZE_RECIPES
 
 _LAYERS = ("relu1_2", "relu2_2", "relu3_3")
 
@@ -153,11 +155,12 @@ def test_weights_are_converted_once_and_again_when_they_change(network: LossNetw
     conv = network.features[0]
     assert isinstance(conv, nn.Conv2d)
     first = _frozen._constants(conv, torch.bfloat16)
+    before = first.weight
     assert _frozen._constants(conv, torch.bfloat16) is first
     with torch.no_grad():
         conv.weight.mul_(2)
     again = _frozen._constants(conv, torch.bfloat16)
-    torch.testing.assert_close(again.weight, 2 * first.weight)
+    torch.testing.assert_close(again.weight, 2 * before)
     frame = _frame(1, 3, 16, 16)
     assert _relative(network(frame)["relu3_3"], _plainly(network, frame)["relu3_3"]) < 1e-5
 
@@ -240,3 +243,57 @@ def test_vgg16_s_own_widths_give_the_exact_gradient_by_minimal_filtering(
     assert [channels for channels, relu in ways if not relu] == [256, 256, 256, 128, 128]
     assert [channels for channels, relu in ways if relu] == [64, 128, 128, 256, 256]
     assert _relative(found, wanted) < 5e-6
+
+
+def _planes(network: LossNetwork) -> list[Tensor]:
+    """The transformed weights that are held."""
+    kernels = [
+        kernel
+        for layer in network.features
+        if isinstance(layer, nn.Conv2d)
+        for constants in _frozen._CACHE.get(layer, {}).values()
+        for kernel in (constants.fast, constants.fast_back)
+    ]
+    return [kernel.planes for kernel in kernels if kernel and "planes" in vars(kernel)]
+
+
+def test_transformed_weights_are_held_only_once_and_where_they_are_used(
+    network: LossNetwork,
+) -> None:
+    small, network = copy.deepcopy(network), copy.deepcopy(network)
+    small(_frame(1, 3, 12, 12))
+    assert _planes(small) == []
+    network(_frame(1, 3, 80, 80))
+    forward = sum(planes.nbytes for planes in _planes(network))
+    frame = _frame(1, 3, 80, 80).requires_grad_(True)
+    quick = network(frame)["relu3_3"]
+    quick.square().mean().backward()
+    assert sum(planes.nbytes for planes in _planes(network)) == 2 * forward
+    assert 2 * forward == network.prepared_bytes() > 0
+    convs = [layer for layer in network.features if isinstance(layer, nn.Conv2d)]
+    widest = _frozen._constants(convs[-1], torch.float32)
+    assert not {"weight", "mirrored"} & set(vars(widest))  # a copy that nothing has asked for
+    network.checkpointing = True
+    again = _frame(1, 3, 80, 80).requires_grad_(True)
+    found = network(again)["relu3_3"]
+    found.square().mean().backward()
+    assert _planes(network) == []  # what was held is let go, too
+    assert _relative(found, quick) < 1e-5
+    assert frame.grad is not None
+    assert again.grad is not None
+    assert _relative(again.grad, frame.grad) < 1e-2  # a sign may turn in a ReLU
+
+
+def test_transformed_weights_count_when_memory_is_scarce(
+    network: LossNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, start = OPTIMIZE_RECIPES["modern"], torch.empty(1, 3, 64, 64)
+    held = network.prepared_bytes()
+    # Enough for the picture, but not for the transformed weights beside it.
+    monkeypatch.setattr(optimize, "available_memory", lambda: 5 * held)
+    assert not optimize._recompute("auto", recipe, start, network)
+    monkeypatch.setattr(optimize, "available_memory", lambda: 1.7 * held)
+    assert optimize._recompute("auto", recipe, start, network)
+    narrow = LossNetwork("vgg16", _LAYERS, widths=(6,) * 7)
+    assert narrow.prepared_bytes() == 0
+    assert not optimize._recompute("auto", recipe, start, narrow)

@@ -47,7 +47,10 @@ activation kept (docs/optimisation.md); deeper layers add a tenth."""
 
 @dataclass(kw_only=True)
 class OptimizeSettings:
-    """How an optimisation is carried out; none of it changes what comes out."""
+    """How an optimisation is carried out; none of it is meant to change what comes out.
+
+    (``memory`` may change the last bits.)
+    """
 
     output: Path
     checkpoint_every: int = 50
@@ -141,7 +144,7 @@ def optimize_image(run: OptimizeRun) -> OptimizeOutcome:
         for level in range(first, len(sizes)):
             scene = sources.at(sizes[level], network, device)
             start = scene.start if frame is None else _enlarged(frame, scene.start)
-            network.checkpointing = _recompute(settings.memory, recipe, start)
+            network.checkpointing = _recompute(settings.memory, recipe, start, network)
             objective = PerceptualLoss(network, scene.targets, recipe, seed=recipe.seed).to(device)
             with memory_for(
                 f"to optimise {start.shape[3]}x{start.shape[2]} pixels",
@@ -267,7 +270,7 @@ def _enlarged(frame: Tensor, like: Tensor) -> Tensor:
     return F.interpolate(frame, size=size, mode="bicubic", align_corners=False).clamp(0, 1)
 
 
-def _recompute(asked: str, recipe: OptimizeRecipe, start: Tensor) -> bool:
+def _recompute(asked: str, recipe: OptimizeRecipe, start: Tensor, network: LossNetwork) -> bool:
     """Whether activations are computed again in the backward pass instead of kept."""
     if asked != "auto":
         return asked == "low"
@@ -278,6 +281,7 @@ def _recompute(asked: str, recipe: OptimizeRecipe, start: Tensor) -> bool:
         available: int | None = torch.cuda.mem_get_info(start.device)[0]
     else:
         available = available_memory()
+        needed += network.prepared_bytes()
     return available is not None and needed > 0.6 * available
 
 

@@ -6,9 +6,9 @@ gradients of a Gram matrix and of what comes behind its layer are added inside a
 and all of that happens in place. The numbers are those of the plain layers but for rounding.
 """
 
+import functools
 import weakref
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -36,6 +36,8 @@ def describe(
     frame: Tensor,
     features: Collection[int],
     grams: Collection[int] = (),
+    *,
+    lean: bool = False,
 ) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
     """Run a frame through the layers.
 
@@ -45,6 +47,8 @@ def describe(
         frame: (B, 3, H, W), as the first layer wants it.
         features: indices of ReLUs whose output is wanted.
         grams: indices of ReLUs the Gram matrix of whose output is wanted.
+        lean: without the transformed weights of minimal filtering, eight times the layers' own, for
+            more time.
 
     Returns:
         {index: (B, C, H', W')}, channels-last in memory, in autocast's type where that is on, and
@@ -57,7 +61,7 @@ def describe(
     with torch.autocast("cpu", enabled=False):
         x = frame.to(dtype).contiguous(memory_format=_CHANNELS_LAST)
         found: tuple[Tensor, ...] = _Describe.apply(  # type: ignore[no-untyped-call]
-            x, layers, wanted, counted
+            x, layers, wanted, counted, lean
         )
     count = len(wanted)
     return dict(zip(wanted, found[:count], strict=True)), dict(
@@ -73,6 +77,7 @@ class _Describe(torch.autograd.Function):
         layers: Sequence[nn.Module],
         features: Sequence[int],
         grams: Sequence[int],
+        lean: bool,
     ) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
         found: dict[int, Tensor] = {}
@@ -86,7 +91,7 @@ class _Describe(torch.autograd.Function):
         while index <= last:
             module = layers[index]
             if isinstance(module, nn.Conv2d):
-                x = _constants(module, x.dtype).apply(x)
+                x = _constants(module, x.dtype, lean=lean).apply(x)
                 index += 1  # the ReLU is in it
                 if index in features:
                     found[index] = x
@@ -101,7 +106,7 @@ class _Describe(torch.autograd.Function):
             else:
                 x = F.avg_pool2d(x, 2)
             index += 1
-        ctx.layers, ctx.features, ctx.grams = layers, features, grams
+        ctx.layers, ctx.features, ctx.grams, ctx.lean = layers, features, grams, lean
         ctx.kept = list(kept)
         ctx.save_for_backward(*kept.values())
         return tuple(found[i] for i in features) + tuple(counted[i] for i in grams)
@@ -111,7 +116,7 @@ class _Describe(torch.autograd.Function):
     def backward(
         ctx: Any,  # noqa: ANN401
         *grads: Tensor | None,
-    ) -> tuple[Tensor | None, None, None, None]:
+    ) -> tuple[Tensor | None, None, None, None, None]:
         layers: Sequence[nn.Module] = ctx.layers
         kept = dict(zip(ctx.kept, ctx.saved_tensors, strict=True))
         outer = dict(zip([*ctx.features, *((i, "gram") for i in ctx.grams)], grads, strict=True))
@@ -133,7 +138,7 @@ class _Describe(torch.autograd.Function):
                         g = _masked(g, x, in_place=mine)
                         conv = layers[index - 1]
                         assert isinstance(conv, nn.Conv2d)
-                        g = _constants(conv, g.dtype).back(g)
+                        g = _constants(conv, g.dtype, lean=ctx.lean).back(g)
                     index -= 1  # the convolution is done with it
                 elif g is not None:
                     before = kept[index - 1]
@@ -146,7 +151,7 @@ class _Describe(torch.autograd.Function):
                             g, before, [2, 2], [2, 2], [0, 0], False, True, None
                         )
                 index -= 1
-        return g, None, None, None
+        return g, None, None, None, None
 
 
 def _masked(g: Tensor, x: Tensor, *, in_place: bool) -> Tensor:
@@ -158,19 +163,34 @@ def _masked(g: Tensor, x: Tensor, *, in_place: bool) -> Tensor:
     return torch.ops.aten.threshold_backward(g, x, 0)  # type: ignore[no-any-return]
 
 
-@dataclass(frozen=True, kw_only=True)
 class _Constants:
-    """What a frozen convolution is in one type: its weights as the operators like them best."""
+    """What a frozen convolution is in one type: its weights as the operators like them best.
 
-    weight: Tensor
-    """(O, C, 3, 3), channels-last."""
-    mirrored: Tensor
-    """(C, O, 3, 3), channels-last: the convolution that carries the gradient back."""
-    bias: Tensor | None
-    version: tuple[int, ...]
-    """Of the parameters when this was made; they are changed only before a run."""
-    fast: _winograd.Kernel | None
-    fast_back: _winograd.Kernel | None
+    Each form is made when it is first asked for: which ones are depends on the frames.
+    """
+
+    def __init__(
+        self, conv: nn.Conv2d, dtype: torch.dtype, version: tuple[int, ...], *, lean: bool
+    ) -> None:
+        self._given, self._dtype = conv.weight.detach(), dtype
+        self.version, self.lean = version, lean
+        """Of the parameters when this was made, which are changed only before a run; and whether
+        minimal filtering is done without."""
+        self.bias = None if conv.bias is None else conv.bias.detach().to(dtype)
+        fast = dtype == torch.float32 and not lean
+        self.fast = _winograd.kernel(self._given) if fast else None
+        self.fast_back = _winograd.kernel(self._given, mirrored=True) if fast else None
+
+    @functools.cached_property
+    def weight(self) -> Tensor:
+        """(O, C, 3, 3), channels-last."""
+        return self._given.to(self._dtype).contiguous(memory_format=_CHANNELS_LAST)
+
+    @functools.cached_property
+    def mirrored(self) -> Tensor:
+        """(C, O, 3, 3), channels-last: the convolution that carries the gradient back."""
+        mirrored = self._given.flip(2, 3).transpose(0, 1)
+        return mirrored.to(self._dtype).contiguous(memory_format=_CHANNELS_LAST)
 
     def apply(self, x: Tensor) -> Tensor:
         """(B, C, H, W) channels-last -> ReLU of the convolution, (B, O, H, W) channels-last."""
@@ -215,7 +235,7 @@ _CACHE: "weakref.WeakKeyDictionary[nn.Conv2d, dict[torch.dtype, _Constants]]" = 
 )
 
 
-def _constants(conv: nn.Conv2d, dtype: torch.dtype) -> _Constants:
+def _constants(conv: nn.Conv2d, dtype: torch.dtype, *, lean: bool = False) -> _Constants:
     version = tuple(
         number
         for value in (conv.weight, conv.bias)
@@ -224,16 +244,12 @@ def _constants(conv: nn.Conv2d, dtype: torch.dtype) -> _Constants:
     )
     known = _CACHE.setdefault(conv, {})
     found = known.get(dtype)
-    if found is None or found.version != version:
-        weight = conv.weight.detach()
-        mirrored = weight.flip(2, 3).transpose(0, 1)
-        fast = dtype == torch.float32
-        found = known[dtype] = _Constants(
-            weight=weight.to(dtype).contiguous(memory_format=_CHANNELS_LAST),
-            mirrored=mirrored.to(dtype).contiguous(memory_format=_CHANNELS_LAST),
-            bias=None if conv.bias is None else conv.bias.detach().to(dtype),
-            version=version,
-            fast=_winograd.kernel(weight) if fast else None,
-            fast_back=_winograd.kernel(mirrored) if fast else None,
-        )
+    if found is None or (found.version, found.lean) != (version, lean):
+        found = known[dtype] = _Constants(conv, dtype, version, lean=lean)
     return found
+
+
+def prepared_bytes(layers: nn.Module) -> int:
+    """What the convolutions' weights take once more, beside themselves, in float32."""
+    convs = [layer for layer in layers.modules() if isinstance(layer, nn.Conv2d)]
+    return sum(2 * _winograd.planes_bytes(conv.weight) for conv in convs)

@@ -1,6 +1,6 @@
 """3×3 convolutions in float32 with a quarter of the products, as matrix products."""
 
-from typing import Self
+import functools
 
 import torch
 from torch import Tensor
@@ -41,16 +41,24 @@ _ONES = _READ + 1
 """The plane, of 36, that counts once in each of a tile's outputs: there a bias can be added."""
 
 
-def kernel(weight: Tensor) -> "Kernel | None":
-    """Weights made ready, or None where the layer is so narrow that it would cost more time.
+def kernel(weight: Tensor, *, mirrored: bool = False) -> "Kernel | None":
+    """Weights for :class:`Kernel`, or None where the layer is so narrow that it would cost time.
 
     Args:
         weight: (O, C, 3, 3), of any floating type.
+        mirrored: see :class:`Kernel`.
     """
+    return Kernel(weight, mirrored=mirrored) if _serves(weight) else None
+
+
+def planes_bytes(weight: Tensor) -> int:
+    """What :class:`Kernel` holds of (O, C, 3, 3) once it was called; 0 where it does not serve."""
+    return _READ**2 * weight.shape[0] * weight.shape[1] * 4 if _serves(weight) else 0
+
+
+def _serves(weight: Tensor) -> bool:
     outputs, inputs = weight.shape[:2]
-    if min(outputs, inputs) < _LEAST_CHANNELS or outputs * inputs < _LEAST_PRODUCTS:
-        return None
-    return Kernel.of(weight)
+    return min(outputs, inputs) >= _LEAST_CHANNELS and outputs * inputs >= _LEAST_PRODUCTS
 
 
 class Kernel:
@@ -60,21 +68,28 @@ class Kernel:
     output pixels, which directly takes 144. Rounding errors are those of float32 times about 5
     (relative to the largest output: a test holds them to 1e-5).
 
+    Args:
+        weight: (O, C, 3, 3), of any floating type; not copied, transformed at the first call.
+        mirrored: whether it is the convolution that carries the gradient back, from O channels to
+            C.
+
     Source: Lavin, Gray 2016 (arXiv:1509.09308).
     """
 
-    def __init__(self, planes: Tensor) -> None:
-        self.planes = planes
-        """(36, C, O) float32."""
+    def __init__(self, weight: Tensor, *, mirrored: bool = False) -> None:
+        self._weight, self._mirrored = weight.detach(), mirrored
         self._input = torch.kron(torch.tensor(_INPUT), torch.tensor(_INPUT))
         self._output = torch.kron(torch.tensor(_OUTPUT), torch.tensor(_OUTPUT))
 
-    @classmethod
-    def of(cls, weight: Tensor) -> Self:
-        """(O, C, 3, 3) of any floating type -> the convolution."""
+    @functools.cached_property
+    def planes(self) -> Tensor:
+        """(36, C, O) float32; mirrored (36, O, C): four times the weights."""
+        weight = self._weight
+        if self._mirrored:
+            weight = weight.flip(2, 3).transpose(0, 1)
         once = torch.tensor(_WEIGHT, dtype=torch.float64)
         planes = torch.einsum("ia,ocab,jb->ijco", once, weight.double(), once)
-        return cls(planes.flatten(0, 1).float().contiguous())
+        return planes.flatten(0, 1).float().contiguous()
 
     def pays(self, x: Tensor) -> bool:
         """Whether (B, C, H, W) is large enough, and in the type, for this to be faster."""

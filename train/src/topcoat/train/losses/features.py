@@ -100,7 +100,8 @@ class LossNetwork(nn.Module):
             layer; None: the network's own.
 
     ``checkpointing`` may be set: activations of a block are then computed again in the backward
-    pass instead of kept, which takes a third more time and saves most of the memory.
+    pass instead of kept, which takes a third more time and saves most of the memory; on a CPU also
+    without the transformed weights that make wide layers faster.
 
     Source: Simonyan, Zisserman 2014 (arXiv:1409.1556), configurations D and E.
     """
@@ -168,7 +169,7 @@ class LossNetwork(nn.Module):
         found: dict[str, Tensor] = {}
         if not self.checkpointing or not x.requires_grad:
             if _frozen.applies(self.features, x):
-                taps, _ = _frozen.describe([*self.features], x, wanted)
+                taps, _ = _frozen.describe([*self.features], x, wanted, lean=self.checkpointing)
                 return {wanted[index]: tap for index, tap in taps.items()}
             for index in range(last + 1):
                 x = self.features[index](x)
@@ -187,7 +188,10 @@ class LossNetwork(nn.Module):
         if _frozen.applies(self.features, x):
             inside = {index for index in self.taps if first <= index < end}
             found, _ = _frozen.describe(
-                [*self.features][first:end], x, [i - first for i in inside | {end - 1}]
+                [*self.features][first:end],
+                x,
+                [i - first for i in inside | {end - 1}],
+                lean=True,
             )
             x = found[end - 1 - first]
             return x, {index: found[index - first] for index in inside}
@@ -229,6 +233,10 @@ class LossNetwork(nn.Module):
             {layer: taps[indices[layer]] for layer in features},
             {layer: products[indices[layer]] for layer in grams},
         )
+
+    def prepared_bytes(self) -> int:
+        """What the weights take once more on a CPU, transformed, unless ``checkpointing``."""
+        return _frozen.prepared_bytes(self.features)
 
     def target(self, frame: Tensor, layer: str) -> Tensor:
         """(B, 3, H, W) RGB in [0, 1] -> (B, C, H', W'): features to compare with, no gradient."""
