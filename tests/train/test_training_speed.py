@@ -148,6 +148,16 @@ def test_one_process_alone_remarks_on_page_faults(
     assert (loop._watch(accelerator, settings) is not None) == watched
 
 
+def test_on_a_gpu_convolutions_are_chosen_by_trial_and_products_stay_exact() -> None:
+    assert not torch.backends.cudnn.benchmark
+    with loop._arithmetic(torch.device("cuda")):
+        assert torch.backends.cudnn.benchmark
+        assert torch.get_float32_matmul_precision() == "highest"
+    assert not torch.backends.cudnn.benchmark
+    with loop._arithmetic(torch.device("cpu")):
+        assert not torch.backends.cudnn.benchmark
+
+
 # Of dynamo itself, about autograd functions.
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_the_objective_is_one_graph_for_a_compiler() -> None:

@@ -216,7 +216,7 @@ def train(
     with (
         interrupt,
         bar,
-        _arithmetic(device, precision),
+        _arithmetic(device),
         _tensorboard(settings, accelerator) as scalars,
     ):
         source = Feed(
@@ -332,24 +332,21 @@ def _watch(accelerator: Accelerator, settings: RunSettings) -> PageFaults | None
 
 
 @contextlib.contextmanager
-def _arithmetic(device: torch.device, precision: str) -> Iterator[None]:
-    """Let an NVIDIA GPU choose its fastest convolutions, and multiply bfloat16 Gram factors so.
+def _arithmetic(device: torch.device) -> Iterator[None]:
+    """Let an NVIDIA GPU choose its fastest convolutions.
 
-    Gram matrices are products in float32. TensorFloat-32 has as many bits as are in a bfloat16
-    factor and adds in float32, so of such factors it computes the same and many times faster.
+    Products in float32 stay as exact as they are: besides Gram matrices they make the kernels of
+    real-time networks, which must sum to zero and in TensorFloat-32 would do so to three digits.
     """
     if device.type != "cuda":
         yield
         return
-    benchmark, products = torch.backends.cudnn.benchmark, torch.get_float32_matmul_precision()
+    benchmark = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = True
-    if precision == "bf16":
-        torch.set_float32_matmul_precision("high")
     try:
         yield
     finally:
         torch.backends.cudnn.benchmark = benchmark
-        torch.set_float32_matmul_precision(products)
 
 
 def _schedule(kind: str, step: int, steps: int) -> float:
