@@ -196,6 +196,7 @@ def test_a_layer_that_vgg16_has_not_is_not_looked_for_there() -> None:
         (["--histogram-weight", "1"], "embedded has no layer 'relu1_1'"),
         (["--loss-weights", "vgg.pth"], "--loss-weights would change nothing"),
         (["--loss-input", "imagenet"], "loss_input must be oxford for the embedded loss network"),
+        (["--loss-pooling", "average"], "got average; pass --loss-pooling max, or --loss-network"),
     ],
 )
 def test_what_does_not_go_with_it_is_refused(
@@ -350,7 +351,7 @@ def test_a_style_is_trained_where_there_is_neither_a_network_nor_anything_else(
                     "32",
                 ),
                 *("--batch", "2", "--texture-size", "64", "--preview-every", "0"),
-                *("--style-layers", "relu1_2,relu2_2"),
+                *("--style-layers", "relu1_2,relu2_2", "--loss-pooling", "max"),
             ),
             "coffee.pt",
         ),
@@ -414,6 +415,12 @@ def _refused(main: Main, arguments: Sequence[str], folder: Path) -> None:
         (
             ["--recipe", "johnson2016"],
             "the embedded loss network cannot stand in: it has no relu4_3\n",
+        ),
+        # It learnt with another pooling.
+        (
+            ["--loss-pooling", "average"],
+            "cannot stand in: loss_pooling must be max for the embedded loss network, which learnt "
+            "from VGG16 with that, got average; pass --loss-pooling max, or --loss-network vgg16\n",
         ),
         # It is no student of VGG19, nor of VGG16 with another input.
         (["--loss-network", "vgg19"], "elsewhere and pass --loss-weights FILE\n"),

@@ -309,6 +309,12 @@ def with_stand_in(args: argparse.Namespace, recipes: Sequence[L], act: Callable[
         raise LossWeightsError(
             f"{missing}; the embedded loss network cannot stand in: it has no {', '.join(lacking)}"
         )
+    try:
+        standing_in = [dataclasses.replace(entry, loss_network="embedded") for entry in recipes]
+    except RecipeError as error:
+        raise LossWeightsError(
+            f"{missing}; the embedded loss network cannot stand in: {error}"
+        ) from None
     # Of several processes each would decide for itself.
     if args.loss_network is not None or int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise LossWeightsError(f"{missing}, or use --loss-network embedded")
@@ -317,7 +323,7 @@ def with_stand_in(args: argparse.Namespace, recipes: Sequence[L], act: Callable[
         "network stands in; --loss-network vgg16 insists on VGG16",
         file=sys.stderr,
     )
-    return act(dataclasses.replace(recipes[0], loss_network="embedded"))
+    return act(standing_in[0])
 
 
 def check_run_options(args: argparse.Namespace) -> None:

@@ -84,6 +84,12 @@ class PerceptualRecipe(LossRecipe):
                 f"style_layer_weights must be 0 or more, finite and not all 0, "
                 f"got {', '.join(map(str, weights))}"
             )
+        if self.loss_network == "embedded" and self.loss_pooling != "max":
+            raise RecipeError(
+                f"loss_pooling must be max for the embedded loss network, which learnt from VGG16 "
+                f"with that, got {self.loss_pooling}; pass --loss-pooling max, or --loss-network "
+                "vgg16"
+            )
         if self.histogram_samples < 0:
             raise RecipeError(
                 f"histogram_samples must be 0 or more, got {self.histogram_samples}; "
