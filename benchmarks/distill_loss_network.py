@@ -425,8 +425,13 @@ def _objective(
         content = objective.content_target(photo)
 
     class Known(nn.Module):
-        def forward(self, _: Tensor) -> Mapping[str, Tensor]:
-            return features
+        def statistics(
+            self, _: Tensor, wanted: Sequence[str], grams: Sequence[str]
+        ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+            return (
+                {tap: features[tap] for tap in wanted},
+                {tap: gram_matrix(features[tap]) for tap in grams},
+            )
 
     network, objective.network = objective.network, Known()  # type: ignore[assignment]
     try:

@@ -1,9 +1,11 @@
 """The script that makes the embedded loss network: what it leaves on the disk."""
 
 import argparse
+import copy
 import hashlib
 import importlib.util
 import json
+import random
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +17,7 @@ import torch
 from PIL import Image
 
 from topcoat.train.losses import LossNetwork
+from topcoat.train.pictures import sample_photographs
 
 ROOT = Path(__file__).resolve().parents[2]
 WIDTHS = (4, 8)
@@ -40,7 +43,7 @@ def given(maker: ModuleType, tmp_path: Path) -> dict[str, Any]:
     torch.manual_seed(0)
     teacher, student = (LossNetwork("vgg16", ["relu1_2"], widths=WIDTHS) for _ in range(2))
     picture = Image.effect_mandelbrot((128, 128), (-2, -1, 1, 1), 50).convert("RGB")
-    pictures = SimpleNamespace(
+    pictures: Any = SimpleNamespace(
         held=["photo"],
         styles=[picture],
         described={"photographs": 1, "styles": ["fractal"]},
@@ -99,6 +102,35 @@ def test_a_checkpoint_holds_the_state_of_the_generator(
     assert (state["step"], state["widths"]) == (7, list(WIDTHS))
     torch.set_rng_state(state["generator"])
     assert torch.equal(torch.rand(5), drawn)
+
+
+def test_runs_that_go_on_from_one_checkpoint_are_the_same(
+    maker: ModuleType, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    taps = ["relu1_2", "relu2_2", "relu3_3"]
+    teacher, student = (LossNetwork("vgg16", taps, widths=(4,) * 7) for _ in range(2))
+    pictures = object.__new__(maker.Pictures)
+    pictures.files, pictures.rng = sample_photographs()[:2], random.Random(0)
+    pictures.styles = [Image.effect_mandelbrot((192, 192), (-2, -1, 1, 1), 50).convert("RGB")]
+    file = tmp_path / "distill.pt"
+    arguments = argparse.Namespace(
+        steps=1, seed=0, learning_rate=1e-3, checkpoint_every=1, checkpoint=file
+    )
+    first = student.features[0].weight.detach().clone()
+    maker.distill(student, teacher, pictures, arguments, None)
+    assert not torch.equal(student.features[0].weight, first)
+    state = torch.load(file, weights_only=True)
+    arguments.steps, arguments.checkpoint_every = 2, 9
+    found = []
+    for _ in range(2):
+        torch.rand(3)  # whatever went before
+        student.load_state_dict(state["student"])
+        maker.distill(student, teacher, pictures, arguments, copy.deepcopy(state))
+        found.append({name: value.clone() for name, value in student.state_dict().items()})
+    for name, value in found[0].items():
+        torch.testing.assert_close(found[1][name], value, rtol=1e-5, atol=1e-6)
+    assert not torch.equal(found[0]["features.0.weight"], state["student"]["features.0.weight"])
 
 
 @pytest.mark.parametrize("option", ["--output", "--checkpoint"])
