@@ -42,8 +42,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     keep_freed_memory()
     from topcoat.train import TopcoatError, load_checkpoint
+    from topcoat.train._files import written_whole
+    from topcoat.train.checkpoint import check_writable
 
     try:
+        for option in ("picture", "json"):  # before hours of work
+            if path := getattr(arguments, option):
+                check_writable(path, f"--{option}")
         if arguments.checkpoints:
             paths = {path.stem: path for path in arguments.checkpoints}
         else:
@@ -52,12 +57,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         result = compare(checkpoints, arguments)
         show(result)
         if arguments.picture:
-            sheet(checkpoints).save(arguments.picture, quality=88)
+            with written_whole(arguments.picture) as file:
+                sheet(checkpoints).save(file, "JPEG", quality=88)
     except TopcoatError as error:
         print(f"loss_networks: {error}", file=sys.stderr)
         return 2
     if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+        with written_whole(arguments.json) as file:
+            file.write((json.dumps(result, indent=1) + "\n").encode())
     return 0
 
 
@@ -225,7 +232,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--size", type=int, default=256, help="side of the squares judged on")
     parser.add_argument("--loss-weights", type=Path, help="VGG16's weights")
     parser.add_argument("--folder", type=Path, default=Path("loss_networks"))
-    parser.add_argument("--picture", type=Path, metavar="FILE", help="pictures side by side")
+    parser.add_argument("--picture", type=Path, metavar="FILE.jpg", help="pictures side by side")
     parser.add_argument("--json", type=Path, metavar="FILE")
     return parser
 

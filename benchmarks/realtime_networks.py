@@ -55,6 +55,7 @@ from topcoat.runtime.stability import (
     warp_error,
 )
 from topcoat.train import RecipeError, TopcoatError
+from topcoat.train._files import written_whole
 from topcoat.train.budget import TABLE_FORMAT, TABLE_VERSION
 from topcoat.train.recipes import STYLE_RECIPES, StyleRecipe
 
@@ -76,6 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.frames < 1:
         parser.error(f"--frames must be at least 1, got {arguments.frames}")
     try:
+        check_outputs(arguments)
         with tempfile.TemporaryDirectory() as scratch:
             folder = arguments.folder or Path(scratch)
             folder.mkdir(parents=True, exist_ok=True)
@@ -85,10 +87,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     print(markdown(result))
     if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+        with written_whole(arguments.json) as file:
+            file.write((json.dumps(result, indent=1) + "\n").encode())
     if arguments.markdown:
-        arguments.markdown.write_text(markdown(result) + "\n")
+        with written_whole(arguments.markdown) as file:
+            file.write((markdown(result) + "\n").encode())
     return 0
+
+
+def check_outputs(arguments: argparse.Namespace) -> None:
+    """Find out before hours of work whether the tables can be written.
+
+    Raises:
+        topcoat.train.OutputError: one cannot.
+    """
+    from topcoat.train.checkpoint import check_writable
+
+    for option in ("json", "markdown"):
+        if path := getattr(arguments, option):
+            check_writable(path, f"--{option}")
 
 
 def _export_errors() -> tuple[type[Exception], ...]:

@@ -282,6 +282,16 @@ def main() -> int:
 
     import torch
 
+    from topcoat.train import OutputError
+    from topcoat.train._files import written_whole
+    from topcoat.train.checkpoint import check_writable
+
+    if args.json:
+        try:
+            check_writable(args.json, "--json")
+        except OutputError as error:
+            parser.error(str(error))
+
     from topcoat.train.loop import resolve_precision
 
     if args.device == "cuda" and not torch.cuda.is_available():
@@ -368,7 +378,8 @@ def main() -> int:
     print("matrix product: " + ", ".join(f"{name} {peak:.3f} TFLOP/s" for name, peak in peaks))
     print(f"ratio    {result['ratio']:7.2f}")
     if args.json:
-        args.json.write_text(json.dumps(result, indent=2) + "\n")
+        with written_whole(args.json) as file:
+            file.write((json.dumps(result, indent=2) + "\n").encode())
     return 0
 
 

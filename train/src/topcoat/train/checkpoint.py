@@ -125,6 +125,8 @@ def check_writable(path: str | os.PathLike[str], option: str = "--output") -> No
         OutputError: it cannot.
     """
     path = Path(path)
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder; give a file's name with {option}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         for stale in path.parent.glob(f".{path.name}.*.part"):
