@@ -445,6 +445,35 @@ def test_it_does_not_stand_in_where_it_cannot_or_another_was_chosen(
 
 
 @pytest.mark.parametrize(
+    ("main", "options"),
+    [
+        (train_style, ("--style", "STYLE", "--content", "PHOTOGRAPHS")),
+        (train_sr, ("--content", "PHOTOGRAPHS", *SR)),
+        (train_texture, ("--texture", "STYLE", "--texture-size", "64")),
+        (optimize_image, ("PHOTOGRAPH", "STYLE", "-o", "out.png")),
+        (optimize_image, ("PHOTOGRAPH", "STYLE", "-o", "out.png", "--sweep", "strength=1,2")),
+        (optimize_image, ("STYLE", "--batch", "PHOTOGRAPHS", "-o", "pairs")),
+    ],
+)
+def test_no_command_leaves_a_file_before_it_has_the_weights(
+    no_vgg: Path,
+    capsys: pytest.CaptureFixture[str],
+    photographs: Path,
+    picture: str,
+    main: Main,
+    options: tuple[str, ...],
+) -> None:
+    places = {
+        "STYLE": picture,
+        "PHOTOGRAPHS": str(photographs),
+        "PHOTOGRAPH": str(photographs / "chelsea.jpg"),
+    }
+    command = [places.get(option, option) for option in options]
+    _refused(main, [*command, "--loss-network", "vgg16"], no_vgg)
+    assert "no vgg16 weights" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("variable", "options"),
     [
         ({"TOPCOAT_VGG16_WEIGHTS": "gone.pth"}, []),
