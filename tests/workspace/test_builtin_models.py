@@ -144,7 +144,7 @@ def test_the_command_that_a_model_states_makes_its_network(
     assert f"`{stated['command']}`" in (folder / "card.md").read_text(encoding="utf-8")
     program, *options = shlex.split(stated["command"])
     mains = {"train-style": train_style.main, "train-sr": train_sr.main}
-    kinds = {"train-style": StyleRecipe, "train-sr": SuperResolutionRecipe}
+    kinds: dict[str, Any] = {"train-style": StyleRecipe, "train-sr": SuperResolutionRecipe}
     assert mains[program]([*options, "--show-recipe"]) == 0
     recipe = kinds[program].from_dict(json.loads(capsys.readouterr().out))
     network = stated["network"]
