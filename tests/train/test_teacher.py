@@ -117,7 +117,7 @@ def test_what_is_learnt_is_the_teacher_s_picture_and_the_teacher_learns_nothing(
     parts = _loss(None, TAUGHT, network)(student, frames)
     expected = (student(frames) - network(frames).clamp(0, 1)).abs().mean()
     torch.testing.assert_close(parts["total"], expected)
-    parts["total"].backward()
+    parts["total"].backward()  # type: ignore[no-untyped-call]
     assert all(weight.grad is None for weight in network.parameters())
     assert all(weight.grad is not None for weight in student.parameters())
 
