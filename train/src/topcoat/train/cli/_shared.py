@@ -460,8 +460,8 @@ def recipe_table(recipes: Mapping[str, Recipe]) -> str:
     for base, name in itertools.permutations(recipes, 2):
         changed = difference(recipes[base], recipes[name])
         if name.startswith(f"{base}-") and len(changed) <= 3:
-            values = ", ".join(f"{field} {value}" for field, (_, value) in changed.items())
-            changes[name] = f"{base}, but {values}"
+            other = ", ".join(f"{field} {value}" for field, (_, value) in changed.items())
+            changes[name] = f"{base}, but {other}"
     names = [name for name in recipes if name not in changes]
     rows = {name: recipes[name].to_dict() for name in names}
     first = recipes[names[0]]
