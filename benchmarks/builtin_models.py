@@ -130,12 +130,13 @@ MODELS: dict[str, BuiltIn] = {
     ),
     "poster": BuiltIn(
         about=POSTER_ABOUT,
-        options=f"{FULL} --crop 192 --steps 700 {EMBEDDED}",
+        # At full strength everything becomes a few blobs of ink.
+        options=f"{FULL} --crop 192 --steps 450 --strength 0.2 {EMBEDDED}",
         source="poster",
     ),
     "starry-night-realtime": BuiltIn(
         about=f"{STARRY_NIGHT_ABOUT}; real time",
-        options=f"{REALTIME} --crop 192 --steps 600 {EMBEDDED}",
+        options=f"{REALTIME} --dilation 1 --steps 800 --loss-network vgg16",
         source=STARRY_NIGHT,
     ),
     "great-wave-realtime": BuiltIn(
@@ -162,7 +163,7 @@ MODELS: dict[str, BuiltIn] = {
     ),
     "sharpen-x2": BuiltIn(
         about="enlarges twice, sharper than bicubic, true to the pixels",
-        options="train-sr --scale 2 --recipe modern --loss pixel --steps 700",
+        options="train-sr --scale 2 --recipe modern --loss pixel --steps 480",
     ),
 }
 
