@@ -73,7 +73,8 @@ TAPS = ("relu1_2", "relu2_2", "relu3_3", "relu4_3")
 WIDTHS = {1: (16, 64), 2: (64, 128), 3: (128, 128, 256), 4: (40, 40, 512)}
 """Channels of the convolutions of each block; the last is VGG16's own number. By the
 errors of the selection alone: 16 channels at full size suffice, and most is gained by wide layers
-between relu2_2 and relu3_3. Powers of two fill vector registers and tiles."""
+between relu2_2 and relu3_3. Powers of two fill vector registers and tiles.
+Block 4 is for a teacher that reaches relu4_3; it makes the file 2.0 MB instead of 1.4."""
 SIDE = 96
 """Pixels of the square training pictures."""
 _PHOTOS, _OUTPUTS = 3, 1
@@ -547,7 +548,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--styles", type=Path, help="folder of paintings, beside the drawn styles")
     parser.add_argument("--loss-weights", type=Path, help="the teacher's weights")
     parser.add_argument("--widths", type=int, nargs="+", help="channels of every convolution")
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--learning-rate", type=float, default=4e-4)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int)
