@@ -171,9 +171,9 @@ def test_activations_computed_again_give_the_same_losses_and_gradients(
         losses = objective(frame, _frame(7))
         (gradient,) = torch.autograd.grad(losses["total"], frame)
         found.append((losses, gradient))
-    for name, value in found[0][0].items():
-        assert torch.equal(found[1][0][name], value)
-    torch.testing.assert_close(found[1][1], found[0][1])
+    for name, value in found[0][0].items():  # without Winograd's products, so to rounding
+        torch.testing.assert_close(found[1][0][name], value)
+    torch.testing.assert_close(found[1][1], found[0][1], rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize("content", [b"", b"not weights", b"PK\x03\x04 cut short"])

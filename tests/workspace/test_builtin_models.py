@@ -83,12 +83,8 @@ def test_a_model_for_real_time_prints_no_grid_into_a_sky(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", REALTIME)
-def test_a_model_for_real_time_flickers_less_than_its_full_form_or_than_its_frames(
-    name: str, maker: ModuleType
-) -> None:
-    full = maker.style_name(name)
-    limit = _flicker_gain_of(full) if full in tr.builtin_models() else 1.0
-    assert _flicker_gain_of(name) < limit
+def test_a_model_for_real_time_changes_hardly_more_than_its_frames_do(name: str) -> None:
+    assert _flicker_gain_of(name) < 1.2  # starry-night, whose strokes cover everything: 1.56
 
 
 @functools.cache
@@ -347,7 +343,11 @@ def test_a_checkpoint_of_another_style_does_not_become_the_model(
 def test_what_a_teacher_teaches_comes_after_it_and_says_so(
     maker: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    taught = dataclasses.replace(maker.MODELS["great-wave-realtime"], teacher="great-wave")
+    taught = dataclasses.replace(
+        maker.MODELS["great-wave-realtime"],
+        options="train-style --recipe realtime",
+        teacher="great-wave",
+    )
     monkeypatch.setitem(maker.MODELS, "great-wave-realtime", taught)
     arguments = argparse.Namespace(checkpoints=tmp_path, content=tmp_path, styles=None, threads=1)
     file = tmp_path / "great-wave-realtime.pt"
