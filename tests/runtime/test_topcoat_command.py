@@ -467,3 +467,13 @@ def test_explain_shows_the_reasons_when_nothing_can_run(
     assert "nothing can run it here" in captured.out
     assert "onnxruntime-cpu fp32" in captured.out
     assert captured.err.startswith("topcoat: backend auto cannot run blocks")
+
+
+def test_an_input_whose_name_no_file_system_takes_is_refused_in_one_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["run", "x" * 5000 + ".png", "out.png", "--model", "poster-light"]) == 2
+    said = capsys.readouterr().err
+    assert "cannot be opened (File name too long)" in said
+    assert said.count("\n") == 1
+    assert len(said) < 200

@@ -216,7 +216,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     source: Path = arguments.input
-    if not source.exists():
+    try:
+        there = source.exists()
+    except OSError as error:  # a name that no file system takes
+        raise MediaError(
+            f"{str(source)[:60]}… cannot be opened ({error.strerror}); give a picture, a folder or "
+            "a video"
+        ) from None
+    if not there:
         raise MediaError(f"{source} does not exist; give a picture, a folder or a video")
     if not 0 <= arguments.crf <= 51:
         raise MediaError(f"--crf is {arguments.crf}, wanted 0 to 51")
